@@ -1,0 +1,39 @@
+"""The flow-matching schedule with shift, and the sinusoids of its levels.
+
+A latent at noise level `sigma` is `(1 - sigma) x0 + sigma noise`, the model predicts the flow
+`noise - x0`, and its timestep is `1000 sigma`. Levels are static, so everything here is made on the
+host in float64.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+TRAIN_STEPS = 1000
+SHIFT = 5.0
+
+
+def sigmas() -> Float[np.ndarray, "1001"]:
+    """Noise levels of the 1000 training steps, shifted by 5, from 1 down, with a last 0."""
+    linear = np.linspace(1.0, 0.0, TRAIN_STEPS + 1)
+    return SHIFT * linear / (1.0 + (SHIFT - 1.0) * linear)
+
+
+def warp(steps: tuple[int, ...]) -> tuple[float, ...]:
+    """Noise levels of the nominal denoising steps (1000 is pure noise), warped by the shift."""
+    table = sigmas()
+    return tuple(float(table[TRAIN_STEPS - step]) for step in steps)
+
+
+def time_sinusoid(
+    sigma: Float[np.ndarray, "*s"], width: int = 256
+) -> Float[np.ndarray, "*s width"]:
+    """`[cos | sin]` of timestep x 10000^(-i / half), timestep = 1000 sigma; float32.
+
+    The timestep is rounded to float32, as the originals store it; the angle is float64, since in
+    float32 it alone would cost 4e-6 of the model's output.
+    """
+    half = width // 2
+    frequency = 10000.0 ** (-np.arange(half, dtype=np.float64) / half)
+    timestep = (TRAIN_STEPS * np.asarray(sigma, np.float64)).astype(np.float32)
+    angle = timestep[..., None].astype(np.float64) * frequency
+    return np.concatenate([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
