@@ -1,0 +1,137 @@
+"""The UMT5 encoder through which Wan reads its prompts (T5: Raffel et al., 2020; UMT5: Chung et
+al., 2023). Axes: B batch, L token (M as a key), D width, N head, K head width."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
+
+from tt_jax.layers import Linear, RMSNorm, gelu, wide
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a text encoder. `text_len`: the rows to which every prompt is padded or cut."""
+
+    vocab: int
+    dim: int
+    attention_dim: int
+    ffn_dim: int
+    heads: int
+    layers: int
+    buckets: int = 32
+    max_distance: int = 128
+    text_len: int = 512
+
+    @classmethod
+    def umt5_xxl(cls) -> "TextConfig":
+        """The encoder of every Wan2.1 model: 5.7 billion parameters."""
+        return cls(vocab=256_384, dim=4096, attention_dim=4096, ffn_dim=10_240, heads=64, layers=24)
+
+
+def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "L L"]:
+    """The bias bucket of every (query, key) pair, int32.
+
+    Keys up to the query use the lower half of the buckets, keys to its right the upper half. In
+    each half the first buckets are one distance each; the others grow logarithmically up to
+    `max_distance`, beyond which all distances share the last one.
+    """
+    side = buckets // 2
+    exact = side // 2
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]
+    distance = np.abs(offset)
+    # In float32, like the original: at some distances another precision truncates differently.
+    log = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
+    far = log / np.float32(math.log(max_distance / exact)) * np.float32(side - exact)
+    far = np.minimum(exact + far.astype(np.int32), side - 1)
+    near = np.where(distance < exact, distance, far)
+    return (near + side * (offset > 0)).astype(np.int32)
+
+
+class TextBlock(nnx.Module):
+    """Pre-norm self-attention with its own relative position bias, then a gated feed-forward."""
+
+    def __init__(self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        c = config
+        self.heads = c.heads
+
+        def linear(in_dim: int, out_dim: int) -> Linear:
+            return Linear(in_dim, out_dim, bias=False, dtype=dtype, rngs=rngs)
+
+        self.norm1 = RMSNorm(c.dim, dtype=dtype)
+        self.q = linear(c.dim, c.attention_dim)
+        self.k = linear(c.dim, c.attention_dim)
+        self.v = linear(c.dim, c.attention_dim)
+        self.o = linear(c.attention_dim, c.dim)
+        # T5 doesn't divide its logits by sqrt(K); the initial query kernel does it instead.
+        self.q.kernel[...] *= (c.attention_dim // c.heads) ** -0.5
+        bias = (2 * c.dim) ** -0.5 * jax.random.normal(rngs.params(), (c.buckets, c.heads))
+        self.position = nnx.Param(bias.astype(dtype))
+        self.norm2 = RMSNorm(c.dim, dtype=dtype)
+        self.gate = linear(c.dim, c.ffn_dim)
+        self.fc1 = linear(c.dim, c.ffn_dim)
+        self.fc2 = linear(c.ffn_dim, c.dim)
+
+    def attend(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"], buckets: Int[np.ndarray, "L L"]
+    ) -> Float[Array, "B L D"]:
+        """Self-attention over the keys that `mask` allows, without scaling of the logits."""
+        q, k, v = (
+            y.reshape(*y.shape[:2], self.heads, -1) for y in (self.q(x), self.k(x), self.v(x))
+        )
+        wide_dtype = jnp.promote_types(q.dtype, jnp.float32)
+        logits = jnp.einsum("blnk,bmnk->bnlm", q, k, preferred_element_type=wide_dtype)
+        position = wide(self.position[...])[buckets]
+        logits = logits + jnp.moveaxis(position, -1, 0)[None]
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        y = jnp.einsum("bnlm,bmnk->blnk", weights, v)
+        return self.o(y.reshape(*y.shape[:2], -1))
+
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"], buckets: Int[np.ndarray, "L L"]
+    ) -> Float[Array, "B L D"]:
+        """One layer; `mask` is True where a key may be seen."""
+        x = x + self.attend(self.norm1(x), mask, buckets)
+        y = self.norm2(x)
+        return x + self.fc2(self.fc1(y) * gelu(self.gate(y)))
+
+
+class TextEncoder(nnx.Module):
+    """UMT5's encoder. `blocks` holds every layer's parameters in a leading layer axis."""
+
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        self.config = config
+        embedding = jax.random.normal(rngs.params(), (config.vocab, config.dim))
+        self.embedding = nnx.Param(embedding.astype(dtype))
+
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> TextBlock:
+            return TextBlock(config, dtype=dtype, rngs=rngs)
+
+        self.blocks = stack(rngs)
+        self.norm = RMSNorm(config.dim, dtype=dtype)
+
+    def __call__(
+        self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B L {self.config.dim}"]:
+        """Embeds token ids, int32; `mask` is True at a prompt's tokens, its end token included.
+
+        In the dtype of the parameters; rows beyond the mask are zeros.
+        """
+        c = self.config
+        buckets = relative_buckets(ids.shape[1], c.buckets, c.max_distance)
+
+        def layer(x: Float[Array, "B L D"], block: TextBlock) -> tuple[Float[Array, "B L D"], None]:
+            with jax.named_scope("text_block"):
+                return block(x, mask, buckets), None
+
+        x, _ = jax.lax.scan(layer, self.embedding[...][ids], self.blocks)
+        return jnp.where(mask[..., None], self.norm(x), 0)
