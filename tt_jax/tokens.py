@@ -1,0 +1,91 @@
+"""Prompts to tokens: the clean-up that Wan applies to a prompt, then sentencepiece as in UMT5."""
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from os import PathLike, fspath
+
+import ftfy
+import numpy as np
+import sentencepiece
+from jaxtyping import Bool, Int32
+
+PAD, END, UNKNOWN = 0, 1, 2  # UMT5's special tokens
+
+
+def clean(prompt: str) -> str:
+    """Repairs broken Unicode, resolves HTML entities (twice) and collapses white space."""
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+class Tokenizer:
+    """Cleans prompts and splits them into exactly `text_len` tokens of a sentencepiece model.
+
+    `model`: the model file's bytes, or its path.
+    """
+
+    def __init__(self, model: bytes | str | PathLike[str], text_len: int) -> None:
+        self.text_len = text_len
+        self._pieces = sentencepiece.SentencePieceProcessor()
+        if isinstance(model, bytes):
+            self._pieces.LoadFromSerializedProto(model)
+        else:
+            self._pieces.Load(fspath(model))
+
+    @property
+    def vocab(self) -> int:
+        """The number of pieces in the model."""
+        return self._pieces.GetPieceSize()
+
+    def __call__(
+        self, prompts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
+        """Token ids, each prompt's end token included and padded with 0, and where they are valid.
+
+        Warns when a prompt is too long, naming the text from which on it is left out.
+        """
+        ids = np.full((len(prompts), self.text_len), PAD, np.int32)
+        mask = np.zeros(ids.shape, bool)
+        for row, prompt in enumerate(prompts):
+            tokens = self._pieces.Encode(clean(prompt))
+            kept, cut = tokens[: self.text_len - 1], tokens[self.text_len - 1 :]
+            if cut:
+                warnings.warn(
+                    f"Prompt {row} has {len(tokens) + 1} tokens and the model reads "
+                    f"{self.text_len}: everything from {self._pieces.Decode(cut)[:60]!r} on is "
+                    "left out.",
+                    stacklevel=2,
+                )
+            ids[row, : len(kept) + 1] = [*kept, END]
+            mask[row, : len(kept) + 1] = True
+        return ids, mask
+
+
+def train_sentencepiece(captions: Iterable[str], vocab: int = 512) -> bytes:
+    """Trains a small sentencepiece model with UMT5's special tokens and returns its file's bytes.
+
+    Byte pairs are merged until `vocab` pieces are reached or every word is a single piece, so the
+    model may have fewer. The 256 bytes are pieces too: any text can be split. Upper case is read
+    as lower case. Deterministic.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=(clean(caption) for caption in captions),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="nmt_nfkc_cf",
+        character_coverage=1.0,
+        pad_id=PAD,
+        eos_id=END,
+        unk_id=UNKNOWN,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
