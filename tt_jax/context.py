@@ -1,0 +1,116 @@
+"""The context of a rollout: a fixed-size K/V buffer with its validity mask. A pytree.
+
+Slots are counted in latent frames. The first `sink` slots keep the video's first frames for good,
+the others are a ring: a new frame takes the slot of the oldest one, and no data moves. An entry
+that isn't valid (never written, or pruned) is masked out of attention. The mask and the frame
+numbers stand once for all layers and heads.
+
+Axes: L layers, B batch, S slots, P tokens of a frame, N heads, H head width, D token width.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
+
+from tt_jax.models.dit import KV
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The buffer. Every operation returns a new one of the same shapes."""
+
+    # Keys with their rotation applied, and values.
+    k: Float[Array, "l b s p n h"]
+    v: Float[Array, "l b s p n h"]
+    # The latent tokens that the entries were made from: what drift is measured on.
+    tokens: Float[Array, "b s p d"]
+    # Which entries may be attended.
+    valid: Bool[Array, "b s p"]
+    # Absolute frame index in each slot; -1 where nothing was written yet.
+    frame: Int[Array, " s"]
+    sink: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def filled(self) -> Bool[Array, " s"]:
+        """Slots that hold a frame."""
+        return self.frame >= 0
+
+    @property
+    def keys_values(self) -> KV:
+        """All slots as one row of tokens, `[L, B, S P, N, H]`, as the transformer reads them."""
+        shape = (*self.k.shape[:2], -1, *self.k.shape[4:])
+        return KV(self.k.reshape(shape), self.v.reshape(shape))
+
+
+def empty(
+    *,
+    layers: int,
+    batch: int,
+    slots: int,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    token_dim: int,
+    sink: int,
+    dtype: DTypeLike,
+) -> Context:
+    """A buffer without any frame; keys and values in `dtype`."""
+    shape = (layers, batch, slots, tokens, heads, head_dim)
+    return Context(
+        k=jnp.zeros(shape, dtype),
+        v=jnp.zeros(shape, dtype),
+        tokens=jnp.zeros((batch, slots, tokens, token_dim), jnp.promote_types(dtype, jnp.float32)),
+        valid=jnp.zeros((batch, slots, tokens), bool),
+        frame=jnp.full((slots,), -1, jnp.int32),
+        sink=sink,
+    )
+
+
+def append(
+    context: Context,
+    kv: KV,
+    tokens: Float[Array, "b f p d"],
+    frames: Int[Array, " f"],
+) -> Context:
+    """Writes F frames, oldest first, over the oldest ones outside the sink; their entries are valid.
+
+    kv: rotated keys and values of the F frames, `[L, B, F P, N, H]`. frames: their indices.
+    """
+    layers, batch, slots, per_frame, *head = context.k.shape
+    shape = (layers, batch, frames.shape[0], per_frame, *head)
+    k, v = (part.reshape(shape).astype(context.k.dtype) for part in kv)
+    ring = slots - context.sink
+    slot = jnp.where(frames < context.sink, frames, context.sink + (frames - context.sink) % ring)
+    put = jax.lax.dynamic_update_index_in_dim
+    values = {"k": context.k, "v": context.v, "tokens": context.tokens}
+    valid, frame = context.valid, context.frame
+    # One slice a frame, not one scatter: XLA then updates the scan's carry in place.
+    for i in range(frames.shape[0]):
+        values["k"] = put(values["k"], k[:, :, i], slot[i], 2)
+        values["v"] = put(values["v"], v[:, :, i], slot[i], 2)
+        values["tokens"] = put(values["tokens"], tokens[:, i].astype(values["tokens"].dtype), slot[i], 1)
+        valid = put(valid, jnp.ones((batch, per_frame), bool), slot[i], 1)
+        frame = put(frame, frames[i].astype(jnp.int32), slot[i], 0)
+    return dataclasses.replace(context, **values, valid=valid, frame=frame)
+
+
+def prunable(context: Context, prune_sink: bool) -> Bool[Array, " s"]:
+    """Slots whose entries a policy may drop: those that hold a frame, sinks only if asked for."""
+    return context.filled if prune_sink else context.filled & (context.frame >= context.sink)
+
+
+def attention_mask(valid: Bool[Array, "b s p"], own: int) -> Bool[Array, "b 1 keys"]:
+    """Which keys every query of a pass may see: the valid context, then all `own` new tokens."""
+    batch = valid.shape[0]
+    return jnp.concatenate([valid.reshape(batch, -1), jnp.ones((batch, own), bool)], axis=1)[:, None]
+
+
+def kept_fraction(context: Context) -> Float[Array, " b"]:
+    """Valid entries over written entries, per sample; 1 while nothing is written."""
+    batch, _, per_frame = context.valid.shape
+    written = jnp.sum(context.filled) * per_frame
+    kept = jnp.sum(context.valid.reshape(batch, -1), axis=1)
+    return jnp.where(written > 0, kept / jnp.maximum(written, 1), 1.0).astype(jnp.float32)

@@ -1,0 +1,74 @@
+"""How far a new chunk strays from what came before: summaries, token drift, severity, statistics.
+
+Pure array functions in at least float32. A token is a patch of latent values on the transformer's
+own grid, so that a token index is a K/V index (TokenTrim, section 3).
+
+Axes: B batch, F frames, P tokens of a frame, D token width, S context slots.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tt_jax.layers import patchify, wide
+
+
+def frame_tokens(latents: Float[Array, "b f h w c"], patch: int) -> Float[Array, "b f p d"]:
+    """The latent tokens of every frame."""
+    return patchify(wide(latents), patch)
+
+
+def summary(tokens: Float[Array, "b f p d"]) -> Float[Array, "b p d"]:
+    """Latent summary of a chunk: the mean of its frames, token by token (equation 1)."""
+    return jnp.mean(tokens, axis=1)
+
+
+def token_drift(now: Float[Array, "*b p d"], before: Float[Array, "*b p d"]) -> Float[Array, "*b p"]:
+    """Euclidean distance between two summaries, token by token (equation 2)."""
+    return jnp.sqrt(jnp.sum((now - before) ** 2, axis=-1))
+
+
+def top(drift: Float[Array, "b p"], count: int) -> Bool[Array, "b p"]:
+    """The `count` tokens that drift most; of equal ones, those of lower index."""
+    _, index = jax.lax.top_k(drift, count)
+    return jnp.any(jax.nn.one_hot(index, drift.shape[-1], dtype=bool), axis=-2)
+
+
+def severity(drift: Float[Array, "b p"], count: int) -> Float[Array, " b"]:
+    """Mean drift of the `count` most drifting tokens (equation 4)."""
+    return jnp.mean(jax.lax.top_k(drift, count)[0], axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Running mean and spread of the severities accepted so far, per sample (Welford's update)."""
+
+    count: Int[Array, " b"]
+    mean: Float[Array, " b"]
+    # Sum of squared distances from the mean.
+    squares: Float[Array, " b"]
+
+    @classmethod
+    def start(cls, batch: int) -> "Statistics":
+        """Nothing seen yet."""
+        return cls(jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,)), jnp.zeros((batch,)))
+
+    @property
+    def deviation(self) -> Float[Array, " b"]:
+        """Population standard deviation."""
+        return jnp.sqrt(self.squares / jnp.maximum(self.count, 1))
+
+    def threshold(self, lam: Float[Array, ""], warmup: int) -> Float[Array, " b"]:
+        """mean + lam deviation (equation 5), infinite until `warmup` severities were seen."""
+        return jnp.where(self.count >= warmup, self.mean + lam * self.deviation, jnp.inf)
+
+    def update(self, value: Float[Array, " b"], measured: Bool[Array, ""]) -> "Statistics":
+        """With one more accepted severity, unless nothing was measured."""
+        count = self.count + measured
+        step = jnp.where(measured, value - self.mean, 0.0)
+        mean = self.mean + step / jnp.maximum(count, 1)
+        squares = self.squares + step * jnp.where(measured, value - mean, 0.0)
+        return Statistics(count, mean, squares)

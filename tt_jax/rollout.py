@@ -1,0 +1,156 @@
+"""The rollout: one jitted `lax.scan` over chunks, and the state it carries."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
+
+from tt_jax.models.dit import DiT
+from tt_jax.strategies.self_forcing import Record, SelfForcing, State
+from tt_jax.trim import TokenTrim
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """What `rollout` returns. Sample, then time (latent frame or chunk), then the rest.
+
+    Per chunk, without a value yet: drift and severities NaN, threshold +inf.
+    """
+
+    # Generated latent frames, without `initial`.
+    latents: Float[Array, "b frames h w c"]
+    # Token drift of each chunk's first attempt, on the transformer's token grid.
+    drift: Float[Array, "b chunks h w"]
+    # Share of the prunable frames in which the position was dropped (0 or 1 under "top").
+    pruned: Float[Array, "b chunks h w"]
+    # Severity of the first attempt, and of the attempt that was kept.
+    severity: Float[Array, "b chunks"]
+    accepted_severity: Float[Array, "b chunks"]
+    threshold: Float[Array, "b chunks"]
+    triggered: Bool[Array, "b chunks"]
+    # Valid context entries over written ones, when the chunk was made.
+    kept_fraction: Float[Array, "b chunks"]
+    # Continue from here: `rollout(..., state=out.state)`.
+    state: State
+
+
+def check_request(
+    dit: DiT,
+    text: Any,
+    grid: tuple[int, int],
+    strategy: SelfForcing,
+    trim: TokenTrim,
+    chunks: int,
+    initial: Any,
+    noise: Any,
+    state: State | None,
+) -> None:
+    """Raises ValueError, in one sentence, for a rollout that can't be."""
+    config = dit.config
+    if chunks < 1:
+        raise ValueError(f"chunks must be at least 1, not {chunks}.")
+    if text.shape[1:] != (config.text_len, config.text_dim):
+        raise ValueError(
+            f"text must be [batch, {config.text_len}, {config.text_dim}], zero-padded, "
+            f"not {list(text.shape)}."
+        )
+    if grid[0] % config.patch or grid[1] % config.patch:
+        raise ValueError(f"grid {grid[0]}x{grid[1]} must be a multiple of the patch, {config.patch}.")
+    frame = (*grid, config.channels)
+    if initial is not None:
+        if state is not None:
+            raise ValueError("initial frames start a rollout, a state continues one: give one.")
+        if initial.shape[1] < 1 or (initial.shape[0], *initial.shape[2:]) != (len(text), *frame):
+            raise ValueError(
+                f"initial must be [{len(text)}, frames, {', '.join(map(str, frame))}], "
+                f"not {list(initial.shape)}."
+            )
+    if noise is not None:
+        if trim.resample_noise:
+            raise ValueError("recorded noise and resample_noise=True exclude each other.")
+        wanted = (chunks, len(strategy.steps), len(text), strategy.chunk, *frame)
+        if noise.shape != wanted:
+            raise ValueError(
+                f"noise must be [chunks, steps, batch, frames, height, width, channels] = "
+                f"{list(wanted)}, not {list(noise.shape)}."
+            )
+
+
+def rollout(
+    dit: DiT,
+    text: Float[Array, "b l e"],
+    key: Key[Array, ""],
+    *,
+    chunks: int,
+    grid: tuple[int, int],
+    strategy: SelfForcing | None = None,
+    trim: TokenTrim | None = None,
+    initial: Float[Array, "b f h w c"] | None = None,
+    noise: Float[Array, "chunks steps b f h w c"] | None = None,
+    state: State | None = None,
+    remat: bool = False,
+) -> Rollout:
+    """Generates `chunks` chunks of latent frames, each conditioned on the context of those before.
+
+    dit: a causal transformer; its weights decide the compute dtype, latents are float32.
+    text: prompt embeddings, padded with zero rows, `[B, text_len, text_dim]`.
+    key: source of all noise, a typed key (`jax.random.key`).
+    grid: height and width of the latents (60, 104 for 832x480).
+    strategy: `SelfForcing()` if not given. trim: `TokenTrim()` if not given.
+    initial: latent frames to start from, at least one; not repeated in the result.
+    noise: recorded noise to replay instead of drawing it: step 0 is the initial noise, step s the
+        one that leads to level s.
+    state: `Rollout.state` of an earlier call, with the same text, grid, strategy and trim.
+    remat: recompute activations in the backward pass, for gradients in little memory.
+
+    Compiled once per configuration; `trim.lam` is data. A batch in which no sample is abnormal
+    pays for no second generation; under `jax.vmap` that branch becomes a select and every chunk
+    pays, so batch through B. Differentiable with respect to text, initial frames, noise and
+    parameters (through `nnx.merge`), but for TokenTrim's choices: severity, trigger and selection
+    have no gradient, and neither does where they would have fallen.
+
+    Raises ValueError for shapes that don't fit together.
+    """
+    strategy = SelfForcing() if strategy is None else strategy
+    trim = TokenTrim() if trim is None else trim
+    check_request(dit, text, grid, strategy, trim, chunks, initial, noise, state)
+    graph, params = nnx.split(dit)
+    return _rollout(
+        graph, params, text, key, chunks, tuple(grid), strategy, trim, initial, noise, state, remat
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5, 6, 11))
+def _rollout(
+    graph: nnx.GraphDef, params: nnx.State, text, key, chunks, grid, strategy, trim, initial,
+    noise, state, remat,
+) -> Rollout:  # fmt: skip
+    dit = nnx.merge(graph, params)
+    batch = text.shape[0]
+    cross = dit.encode_text(text)
+    if state is None:
+        state = strategy.start(dit, batch, grid, key)
+        if initial is not None:
+            state = strategy.condition(dit, cross, state, initial)
+    shape = (batch, strategy.chunk, *grid, dit.config.channels)
+
+    def body(state: State, recorded: Array | None) -> tuple[State, tuple[Array, Record]]:
+        drawn = strategy.noise(state, shape) if recorded is None else recorded
+        state, x0, record = strategy.step(dit, cross, state, drawn, trim, remat)
+        return state, (x0, record)
+
+    state, (x0, record) = jax.lax.scan(body, state, noise, length=chunks)
+    side = (grid[0] // dit.config.patch, grid[1] // dit.config.patch)
+    latents = jnp.moveaxis(x0, 0, 1).reshape(batch, -1, *shape[2:])
+    records = {
+        field.name: jnp.moveaxis(getattr(record, field.name), 0, 1)
+        for field in dataclasses.fields(record)
+    }
+    for name in ("drift", "pruned"):
+        records[name] = records[name].reshape(batch, chunks, *side)
+    return Rollout(latents=latents, state=state, **records)

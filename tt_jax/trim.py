@@ -1,0 +1,150 @@
+"""TokenTrim (arXiv 2602.00268): when to intervene, and which context entries to drop.
+
+Knows drift and masks, no model. A pruning policy is one small function
+`(drift [B, N], entry_drift [B, S, N], key [B]) -> drop [B, S, N]`: drift is the new chunk's token
+drift against the summary before it, entry_drift each cached frame's token distance to the new
+summary, key one random key per sample. A new policy is one more entry in `POLICIES`.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from tt_jax import drift as measure
+
+Policy = Callable[
+    [Float[Array, "b n"], Float[Array, "b s n"], Key[Array, " b"]], Bool[Array, "b s n"]
+]
+
+
+def _everywhere(positions: Bool[Array, "b n"], like: Float[Array, "b s n"]) -> Bool[Array, "b s n"]:
+    return jnp.broadcast_to(positions[:, None], like.shape)
+
+
+def _top(drift, entry_drift, key, *, count):
+    """The paper's rule: the most drifting positions, in every cached frame."""
+    return _everywhere(measure.top(drift, count), entry_drift)
+
+
+def _bottom(drift, entry_drift, key, *, count):
+    """Control: the least drifting positions."""
+    return _everywhere(measure.top(-drift, count), entry_drift)
+
+
+def _random(drift, entry_drift, key, *, count):
+    """Control: as many positions, drawn at random."""
+    score = jax.vmap(lambda k: jax.random.uniform(k, drift.shape[1:]))(key)
+    return _everywhere(measure.top(score, count), entry_drift)
+
+
+def _none(drift, entry_drift, key, *, count):
+    """Control: drop nothing, only draw again."""
+    return jnp.zeros(entry_drift.shape, bool)
+
+
+def _adaptive(drift, entry_drift, key, *, count):
+    """Of the paper's positions, those whose robust z-score exceeds 3: p is a budget, no quota."""
+    median = jnp.median(drift, axis=-1, keepdims=True)
+    spread = 1.4826 * jnp.median(jnp.abs(drift - median), axis=-1, keepdims=True)
+    return _everywhere(measure.top(drift, count) & (drift > median + 3 * spread), entry_drift)
+
+
+def _per_frame(drift, entry_drift, key, *, count):
+    """The paper's positions, but only in the frames as far off as the least drifting of them."""
+    chosen = measure.top(drift, count)
+    least = jnp.min(jnp.where(chosen, drift, jnp.inf), axis=-1)
+    return chosen[:, None] & (entry_drift >= least[:, None, None])
+
+
+POLICIES: dict[str, Callable[..., Bool[Array, "b s n"]]] = {
+    "top": _top,
+    "random": _random,
+    "bottom": _bottom,
+    "none": _none,
+    "adaptive": _adaptive,
+    "per_frame": _per_frame,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenTrim:
+    """The settings of TokenTrim. All are static but `lam`, so that a sweep over it compiles once.
+
+    p: share of the N tokens of a frame that count as unstable, ceil(p N) of them; in (0, 1).
+    lam: a chunk is abnormal when its severity exceeds mean + lam deviation of the accepted ones.
+    warmup: number of severities to see before the first test, >= 1. The first severity exists at
+        the second chunk, so that with 2 the first test is at the fourth.
+    retries: how often an abnormal chunk is generated again; each further attempt also drops the
+        unstable set of the attempt before it. 0 only measures.
+    when: "final" measures the finished chunk (Algorithm 1); "first_step" the x0 prediction of the
+        first denoising step, so that an intervention costs one pass instead of a chunk.
+    select: which entries to drop, a name in `POLICIES` or a function of your own. The trigger is
+        always that of the paper.
+    accept: "always" keeps the last attempt and its pruned context (the paper); "better" keeps
+        whichever attempt drifts least, with the context it was made from.
+    resample_noise: draw fresh noise for a further attempt instead of using the first one's.
+    prune_sink: let the policy drop entries of sink frames too.
+    """
+
+    p: float = dataclasses.field(default=0.1, metadata={"static": True})
+    lam: float | Float[Array, ""] = 2.0
+    warmup: int = dataclasses.field(default=2, metadata={"static": True})
+    retries: int = dataclasses.field(default=1, metadata={"static": True})
+    when: Literal["final", "first_step"] = dataclasses.field(
+        default="final", metadata={"static": True}
+    )
+    select: str | Policy = dataclasses.field(default="top", metadata={"static": True})
+    accept: Literal["always", "better"] = dataclasses.field(
+        default="always", metadata={"static": True}
+    )
+    resample_noise: bool = dataclasses.field(default=False, metadata={"static": True})
+    prune_sink: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p < 1:
+            raise ValueError(f"p is the share of tokens to drop, between 0 and 1, not {self.p}.")
+        if self.warmup < 1:
+            raise ValueError(f"warmup must be at least 1, not {self.warmup}.")
+        if self.retries < 0:
+            raise ValueError(f"retries must be at least 0, not {self.retries}.")
+        if self.when not in ("final", "first_step"):
+            raise ValueError(f'when is "final" or "first_step", not {self.when!r}.')
+        if self.accept not in ("always", "better"):
+            raise ValueError(f'accept is "always" or "better", not {self.accept!r}.')
+        if isinstance(self.select, str) and self.select not in POLICIES:
+            names = ", ".join(POLICIES)
+            raise ValueError(f"there is no policy {self.select!r}: select one of {names}.")
+        if self.select == "none" and self.retries and not self.resample_noise:
+            raise ValueError(
+                'select="none" drops nothing, so the same noise gives the same chunk: '
+                "set resample_noise=True."
+            )
+
+    @classmethod
+    def off(cls) -> "TokenTrim":
+        """Measures drift and never intervenes: the plain strategy, bit for bit."""
+        return cls(retries=0)
+
+    def count(self, tokens: int) -> int:
+        """Size of the unstable set, ceil(p N)."""
+        # The margin keeps ceil(0.1 * 30) from being 4.
+        return math.ceil(self.p * tokens - 1e-9)
+
+    def drop(
+        self,
+        drift: Float[Array, "b n"],
+        entry_drift: Float[Array, "b s n"],
+        key: Key[Array, " b"],
+    ) -> Bool[Array, "b s n"]:
+        """The entries that the policy selects, before sinks and empty slots are exempted."""
+        if callable(self.select):
+            return self.select(drift, entry_drift, key)
+        policy = functools.partial(POLICIES[self.select], count=self.count(drift.shape[-1]))
+        return policy(drift, entry_drift, key)
