@@ -120,23 +120,31 @@ def rollout(
     trim = TokenTrim() if trim is None else trim
     check_request(dit, text, grid, strategy, trim, chunks, initial, noise, state)
     graph, params = nnx.split(dit)
-    return _rollout(
-        graph, params, text, key, chunks, tuple(grid), strategy, trim, initial, noise, state, remat
-    )
+    if state is None:
+        state = _begin(graph, params, text, key, tuple(grid), strategy, initial)
+    return _rollout(graph, params, text, chunks, tuple(grid), strategy, trim, noise, state, remat)
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5, 6, 11))
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _begin(
+    graph: nnx.GraphDef, params: nnx.State, text, key, grid, strategy, initial
+) -> State:  # fmt: skip
+    """The state before the first chunk. A program of its own, so that a rollout that starts and
+    one that goes on are the same compiled program."""
+    dit = nnx.merge(graph, params)
+    state = strategy.start(dit, text.shape[0], grid, key)
+    if initial is None:
+        return state
+    return strategy.condition(dit, dit.encode_text(text), state, initial)
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4, 5, 9))
 def _rollout(
-    graph: nnx.GraphDef, params: nnx.State, text, key, chunks, grid, strategy, trim, initial,
-    noise, state, remat,
-) -> Rollout:  # fmt: skip
+    graph: nnx.GraphDef, params: nnx.State, text, chunks, grid, strategy, trim, noise, state, remat
+) -> Rollout:
     dit = nnx.merge(graph, params)
     batch = text.shape[0]
     cross = dit.encode_text(text)
-    if state is None:
-        state = strategy.start(dit, batch, grid, key)
-        if initial is not None:
-            state = strategy.condition(dit, cross, state, initial)
     shape = (batch, strategy.chunk, *grid, dit.config.channels)
 
     def body(state: State, recorded: Array | None) -> tuple[State, tuple[Array, Record]]:
