@@ -1,0 +1,175 @@
+"""Tables from the names and axes of a published checkpoint to ours, checked as a whole.
+
+A table is a tuple of rows. Axes are written as in `"o i t h w -> t h w i o"`: the source's on the
+left, ours on the right; `1` is an axis of length one that we drop, and `(h w c)` are axes that we
+join into one. Everything here is numpy and keeps dtypes; nothing is computed but the order.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+Params = dict[Any, Any]
+Shape = tuple[int, ...]
+
+
+class LayoutError(ValueError):
+    """A checkpoint whose arrays aren't those of the model; names every one of them.
+
+    missing, unexpected: the source's names. misshapen: name -> (its shape, the shape it needs).
+    """
+
+    def __init__(
+        self, missing: list[str], unexpected: list[str], misshapen: dict[str, tuple[Shape, Shape]]
+    ) -> None:
+        self.missing, self.unexpected, self.misshapen = missing, unexpected, misshapen
+        lines = [f"missing: {name}" for name in missing]
+        lines += [f"unexpected: {name}" for name in unexpected]
+        lines += [
+            f"misshapen: {name} is {list(found)}, expected {list(wanted)}"
+            for name, (found, wanted) in misshapen.items()
+        ]
+        super().__init__("\n  ".join([f"{len(lines)} arrays don't fit the model:", *lines]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One array of ours and where it comes from.
+
+    name: the source's name. With `count`, `{i}` in it counts 0 .. count - 1, and the sources are
+        stacked along a new leading axis.
+    path: ours, like "blocks/ffn/fc1/kernel"; whole numbers are places in a list.
+    axes: as above, for one source.
+    sizes: lengths of joined axes, all but one in each pair of brackets.
+    """
+
+    name: str
+    path: str
+    axes: str
+    count: int | None = None
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The source's names of this row."""
+        if self.count is None:
+            return [self.name]
+        return [self.name.format(i=i) for i in range(self.count)]
+
+    def _letters(self) -> tuple[list[str], list[list[str]]]:
+        """The source's axes, and ours as groups of the source's."""
+        left, right = (side.split() for side in self.axes.split("->"))
+        groups: list[list[str]] = []
+        joined = False
+        for word in right:
+            letter = word.strip("()")
+            if joined:
+                groups[-1].append(letter)
+            else:
+                groups.append([letter])
+            joined = (joined or word.startswith("(")) and not word.endswith(")")
+        return left, groups
+
+    def source_shape(self, shape: Shape) -> Shape:
+        """The shape that one source needs for ours to have `shape`."""
+        left, groups = self._letters()
+        lengths = {"1": 1, **self.sizes}
+        for group, length in zip(groups, shape[self.count is not None :], strict=True):
+            known = math.prod(lengths[letter] for letter in group if letter in self.sizes)
+            lengths |= {letter: length // known for letter in group if letter not in self.sizes}
+        return tuple(lengths[letter] for letter in left)
+
+    def read(self, get: Callable[[str], np.ndarray]) -> np.ndarray:
+        """Our array, from the sources that `get` returns by name."""
+        if self.count is None:
+            return self._forward(get(self.name))
+        return np.stack([self._forward(get(name)) for name in self.names])
+
+    def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
+        """The inverse of `read`: the sources by name."""
+        parts = [array] if self.count is None else list(array)
+        shape = self.source_shape(array.shape)
+        return {
+            name: self._backward(part, shape) for name, part in zip(self.names, parts, strict=True)
+        }
+
+    def _forward(self, source: np.ndarray) -> np.ndarray:
+        left, groups = self._letters()
+        lengths = dict(zip(left, source.shape, strict=True))
+        letters = [letter for letter in left if letter != "1"]
+        x = source.reshape([lengths[letter] for letter in letters])
+        x = x.transpose([letters.index(letter) for group in groups for letter in group])
+        x = x.reshape([math.prod(lengths[letter] for letter in group) for group in groups])
+        return np.ascontiguousarray(x)
+
+    def _backward(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        left, groups = self._letters()
+        lengths = dict(zip(left, shape, strict=True))
+        letters = [letter for group in groups for letter in group]
+        x = np.asarray(array).reshape([lengths[letter] for letter in letters])
+        x = x.transpose([letters.index(letter) for letter in left if letter != "1"])
+        return np.ascontiguousarray(x.reshape(shape))
+
+
+Table = tuple[Row, ...]
+
+
+def flatten(params: Params, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Paths and leaves of a nested dict."""
+    for key, value in params.items():
+        path = f"{before}{key}"
+        if isinstance(value, dict):
+            yield from flatten(value, f"{path}/")
+        else:
+            yield path, value
+
+
+def nest(leaves: Mapping[str, Any]) -> Params:
+    """The inverse of `flatten`: whole numbers become places in a list (`int` keys)."""
+    params: Params = {}
+    for path, value in leaves.items():
+        *parents, last = (int(key) if key.isdigit() else key for key in path.split("/"))
+        node = params
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return params
+
+
+def check(table: Table, shapes: Mapping[str, Shape], model: Params) -> None:
+    """Compares all names and shapes of a checkpoint with the model's. Raises LayoutError.
+
+    model: the model's nested dict of arrays, or of anything else that has a `shape`.
+    """
+    ours = dict(flatten(model))
+    if {row.path for row in table} != ours.keys():
+        raise ValueError(
+            f"the table and the model differ in {ours.keys() ^ {r.path for r in table}}"
+        )
+    wanted = {
+        name: row.source_shape(tuple(ours[row.path].shape)) for row in table for name in row.names
+    }
+    missing = [name for name in wanted if name not in shapes]
+    unexpected = [name for name in shapes if name not in wanted]
+    misshapen = {
+        name: (tuple(shapes[name]), shape)
+        for name, shape in wanted.items()
+        if name in shapes and tuple(shapes[name]) != shape
+    }
+    if missing or unexpected or misshapen:
+        raise LayoutError(missing, unexpected, misshapen)
+
+
+def to_params(table: Table, arrays: Mapping[str, np.ndarray], model: Params) -> Params:
+    """Our nested dict from a checkpoint's arrays, checked first. Raises LayoutError."""
+    check(table, {name: array.shape for name, array in arrays.items()}, model)
+    return nest({row.path: row.read(arrays.__getitem__) for row in table})
+
+
+def from_params(table: Table, params: Params) -> dict[str, np.ndarray]:
+    """The checkpoint's arrays from our nested dict: the inverse of `to_params`."""
+    leaves = dict(flatten(params))
+    return {name: x for row in table for name, x in row.write(leaves[row.path]).items()}
