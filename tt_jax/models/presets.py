@@ -21,7 +21,7 @@ PRESETS = {
     "wan2.1-14b": ModelConfig(DiTConfig.wan_14b(), VAEConfig(), TextConfig.umt5_xxl()),
     "shapes": ModelConfig(
         DiTConfig(
-            dim=192, ffn_dim=768, layers=6, heads=3, channels=8, text_dim=96, text_len=40
+            dim=192, ffn_dim=512, layers=6, heads=3, channels=8, text_dim=96, text_len=40
         ),
         VAEConfig(
             dim=16,

@@ -1,0 +1,43 @@
+"""What all tests share: strict promotion, recorded arrays, and the table of parity figures."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+_figures: list[tuple[str, str, str, float, float]] = []
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of arrays recorded from the originals; they are too large for the repository."""
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip("the arrays recorded from the originals aren't here")
+    return folder
+
+
+@pytest.fixture
+def parity_record():
+    """Asserts a parity figure and keeps it for the table at the end of the run."""
+
+    def record(part: str, reference: str, size: str, value: float, bound: float) -> None:
+        _figures.append((part, reference, size, float(value), bound))
+        assert value <= bound, f"{part} against {reference} ({size}): {value:.2e} > {bound:.0e}"
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not _figures:
+        return
+    terminalreporter.section("parity: ||out - reference|| / ||reference||")
+    rows = [("part", "reference", "size", "measured", "bound")]
+    rows += [(*row[:3], f"{row[3]:.1e}", f"{row[4]:.0e}") for row in sorted(set(_figures))]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        terminalreporter.write_line("  ".join(cells).rstrip())

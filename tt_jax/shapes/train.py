@@ -1,0 +1,422 @@
+"""Trains the embedded model: `python -m tt_jax.shapes.train FOLDER`.
+
+Three stages, each resumable: the VAE on rendered clips, then the clips' latents, then transformer
+and text encoder together, by flow matching with block-causal teacher forcing: every chunk is
+denoised from its own noise level while it sees the clean chunks before it, through the same context
+path that a rollout uses. The settings are one dataclass; the log is `FOLDER/log.csv`.
+"""
+
+import argparse
+import csv
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+from orbax.checkpoint import v1 as ocp
+
+from tt_jax.attention import rotate, rotation
+from tt_jax.checkpoint import cast, save_part, write_config
+from tt_jax.models.presets import PRESETS, ModelConfig
+from tt_jax.models.dit import KV, DiT
+from tt_jax.models.text import TextEncoder
+from tt_jax.models.vae import VAE
+from tt_jax.schedule import time_sinusoid, warp
+from tt_jax.shapes.world import caption, render, sample_scene
+from tt_jax.tokens import Tokenizer, train_sentencepiece
+
+Params = dict[str, Any]
+
+# Noise levels of Self Forcing and of Rolling Forcing: the only ones a rollout ever uses.
+LEVELS = np.array(warp((1000, 750, 500, 250)) + warp((800, 600, 400, 200)))
+LEVEL_ODDS = np.array([0.2, 0.2, 0.18, 0.18, 0.06, 0.06, 0.06, 0.06])
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result, beside the model's sizes."""
+
+    seed: int = 0
+    vae_steps: int = 1200
+    vae_batch: int = 4
+    vae_crop: int = 32
+    vae_frames: int = 13
+    vae_rate: float = 2e-3
+    kl: float = 3e-4
+    clips: int = 1600
+    clip_frames: int = 81
+    steps: int = 3000
+    batch: int = 4
+    chunks: int = 3
+    chunk: int = 3
+    rate: float = 2e-3
+    warmup: int = 50
+    decay: float = 0.3
+    average: float = 0.995
+    save_every: int = 250
+
+
+def rng_of(*key: int) -> np.random.Generator:
+    """A generator of its own for every (seed, stage, step), so that resuming changes nothing."""
+    return np.random.default_rng(key)
+
+
+def schedule(rate: float, steps: int, warmup: int, decay: float) -> optax.Schedule:
+    """Linear warm-up, a plateau, and a linear fall to a twentieth over the last `decay` of it."""
+    fall = max(1, int(decay * steps))
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, rate, warmup),
+            optax.constant_schedule(rate),
+            optax.linear_schedule(rate, rate / 20, fall),
+        ],
+        [warmup, steps - fall],
+    )
+
+
+def optimizer(rate: optax.Schedule, muon_paths: str | None = None) -> optax.GradientTransformation:
+    """Muon on the stacked matrices under `muon_paths`, Adam on the rest; clipped to norm 1."""
+    if muon_paths is None:
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98))
+
+    def dimensions(params: Params) -> Any:
+        def pick(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+            names = [str(entry.key) for entry in path]
+            stacked = muon_paths in names and names[-1] == "kernel"
+            return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
+
+        return jax.tree_util.tree_map_with_path(pick, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(
+            rate, adam_b2=0.98, consistent_rms=0.2, muon_weight_dimension_numbers=dimensions
+        ),
+    )
+
+
+class Log:
+    """Rows of numbers, appended to a CSV file and printed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.start = time.time()
+
+    def __call__(self, stage: str, step: int, **values: float) -> None:
+        """Adds one row per value: stage, step, seconds since this run's start, name, value."""
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["stage", "step", "seconds", "name", "value"])
+            for name, value in values.items():
+                writer.writerow([stage, step, f"{time.time() - self.start:.0f}", name, value])
+        line = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+        print(f"{stage} {step} {line}", flush=True)
+
+
+def run_stage(
+    name: str,
+    folder: Path,
+    params: Params,
+    transform: optax.GradientTransformation,
+    loss: Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]],
+    batch: Callable[[int], tuple],
+    *,
+    steps: int,
+    average: float,
+    save_every: int,
+    log: Log,
+) -> Params:
+    """Optimises `loss(params, *batch(step))` and returns the running average of the parameters.
+
+    Saves every `save_every` steps under `folder/name/STEP` and goes on from the last one there.
+    """
+
+    @jax.jit
+    def update(state: dict, *data: Array) -> tuple[dict, dict]:
+        (value, extra), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"], *data)
+        change, opt = transform.update(gradient, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], change)
+        # A short memory at first: the initial weights must not linger in the average.
+        rate = jnp.minimum(average, (1.0 + state["step"]) / (10.0 + state["step"]))
+        mean = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state["average"], params)
+        state = {"params": params, "average": mean, "opt": opt, "step": state["step"] + 1}
+        return state, {"loss": value, "gradient": optax.global_norm(gradient), **extra}
+
+    state = {
+        "params": params,
+        "average": params,
+        "opt": transform.init(params),
+        "step": jnp.zeros((), jnp.float32),
+    }
+    saves = folder / name
+    done = sorted(int(path.name) for path in saves.glob("[0-9]*") if path.name.isdigit())
+    if done:
+        leaves, structure = jax.tree.flatten(state)
+        stored = ocp.load(saves / str(done[-1]), dict(enumerate_leaves(leaves)))
+        state = jax.tree.unflatten(structure, [stored[key] for key in sorted(stored)])
+    recent: list[dict] = []
+    for step in range(done[-1] if done else 0, steps):
+        state, figures = update(state, *batch(step))
+        recent.append(figures)
+        if (step + 1) % 25 == 0:
+            log(name, step + 1, **{k: float(np.mean([r[k] for r in recent])) for k in figures})
+            recent = []
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            leaves = jax.tree.leaves(state)
+            ocp.save(saves / str(step + 1), dict(enumerate_leaves(leaves)), overwrite=True)
+    return state["average"]
+
+
+def enumerate_leaves(leaves: list[Array]) -> list[tuple[str, Array]]:
+    """Leaves under sortable names: the optimizer's state has no stable names of its own."""
+    return [(f"{i:05d}", leaf) for i, leaf in enumerate(leaves)]
+
+
+# --- the VAE ------------------------------------------------------------------------------------
+
+
+def video_batch(recipe: Recipe, step: int, crop: int, count: int) -> Float[np.ndarray, "b t h w 3"]:
+    """Random crops of freshly rendered clips, in [-1, 1]."""
+    rng = rng_of(recipe.seed, 1, step)
+    clips = []
+    for _ in range(count):
+        start = int(rng.integers(0, 64))
+        clip = render(sample_scene(rng), recipe.vae_frames, start)
+        top, left = (int(rng.integers(0, side - crop + 1)) for side in clip.shape[1:3])
+        clips.append(clip[:, top : top + crop, left : left + crop])
+    return np.stack(clips).astype(np.float32) / 127.5 - 1.0
+
+
+def train_vae(config: ModelConfig, recipe: Recipe, folder: Path, log: Log) -> Params:
+    """First on crops, then on whole frames; reconstruction (L1 + L2) and a little KL."""
+    graph, state = nnx.split(VAE(config.vae, rngs=nnx.Rngs(recipe.seed)))
+
+    def loss(params: Params, video: Array, noise: Array) -> tuple[Array, dict]:
+        vae = nnx.merge(graph, params)
+        mean, log_variance = vae.encode_moments(video)
+        latents = mean + jnp.exp(0.5 * log_variance) * noise
+        error = vae.decode_raw(latents) - video
+        squared = jnp.mean(error**2)
+        kl = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
+        psnr = -10 * jnp.log10(squared / 4)
+        return jnp.mean(jnp.abs(error)) + squared + recipe.kl * kl, {"psnr": psnr, "kl": kl}
+
+    whole_from = int(0.8 * recipe.vae_steps)
+
+    def batch(step: int) -> tuple:
+        whole = step >= whole_from
+        crop, count = (64, 1) if whole else (recipe.vae_crop, recipe.vae_batch)
+        video = video_batch(recipe, step, crop, count)
+        ratio = 2 ** len(config.vae.temporal_downsample)
+        frames = 1 + (recipe.vae_frames - 1) // 2 ** sum(config.vae.temporal_downsample)
+        shape = (count, frames, crop // ratio, crop // ratio, config.vae.latent_channels)
+        return video, rng_of(recipe.seed, 2, step).normal(size=shape).astype(np.float32)
+
+    rate = schedule(recipe.vae_rate, recipe.vae_steps, recipe.warmup, 0.4)
+    return run_stage(
+        "vae", folder, nnx.to_pure_dict(state), optimizer(rate), loss, batch,
+        steps=recipe.vae_steps, average=0.98, save_every=250, log=log,
+    )  # fmt: skip
+
+
+# --- the latents --------------------------------------------------------------------------------
+
+
+def encode_clips(vae: VAE, recipe: Recipe, path: Path, log: Log) -> None:
+    """Renders and encodes the training clips, once.
+
+    Stores normalised latents (float16), four captions each, and the latents' mean and deviation.
+    """
+    graph, state = nnx.split(vae)
+    encode = jax.jit(lambda state, video: nnx.merge(graph, state).encode(video))
+    latents, captions = [], []
+    group = 4
+    for first in range(0, recipe.clips, group):
+        videos = []
+        for clip in range(first, first + group):
+            rng = rng_of(recipe.seed, 3, clip)
+            scene = sample_scene(rng)
+            videos.append(render(scene, recipe.clip_frames))
+            captions.append([caption(scene, rng) for _ in range(4)])
+        video = np.stack(videos).astype(np.float32) / 127.5 - 1.0
+        latents.append(np.asarray(encode(state, video), np.float16))
+        if (first + group) % 200 == 0:
+            log("clips", first + group, mean=float(latents[-1].mean()), std=float(latents[-1].std()))
+    everything = np.concatenate(latents).astype(np.float32)
+    mean, std = (f(everything, axis=(0, 1, 2, 3)) for f in (np.mean, np.std))
+    everything = ((everything - mean) / std).astype(np.float16)
+    aside = path.with_name("aside.npz")
+    np.savez(aside, latents=everything, captions=np.array(captions), mean=mean, std=std)
+    aside.rename(path)
+
+
+# --- transformer and text encoder ---------------------------------------------------------------
+
+
+def teacher_forcing_loss(
+    dit: DiT,
+    text: Float[Array, "b l e"],
+    latents: Float[Array, "b f h w c"],
+    noise: Float[Array, "b f h w c"],
+    sigma: Float[Array, "b n"],
+    time_of_clean: Float[Array, "1 f0 e"],
+    time_of_noisy: Float[Array, "b n e"],
+) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+    """Mean squared error of the flow over all chunks, and each chunk's own.
+
+    `n` chunks of equal length. Pass 1 makes the keys and values of the clean chunks but the last;
+    pass 2 denoises all chunks side by side along the batch axis, each at the window's end with the
+    clean chunks before it at its left. Positions are relative, so only their differences matter.
+    """
+    b, f, height, width, _ = latents.shape
+    n = sigma.shape[1]
+    size = f // n
+    past = f - size
+    patch, head_dim = dit.config.patch, dit.config.head_dim
+    grid = height // patch, width // patch
+    chunk_tokens = size * grid[0] * grid[1]
+    cross = dit.encode_text(text)
+
+    chunk_of = np.repeat(np.arange(n - 1), chunk_tokens)
+    causal = jnp.asarray(chunk_of[:, None] >= chunk_of)[None]
+    _, kv = dit(latents[:, :past], time_of_clean, cross, jnp.arange(past), None, causal)
+
+    def window(i: int) -> tuple[Array, Array]:
+        """Context of chunk i: the i chunks before it, right-aligned, rotated to their places."""
+        tokens = i * chunk_tokens
+        turn = rotation(jnp.arange(past - i * size, past), *grid, head_dim)
+        pad = [(0, 0), (0, 0), ((n - 1) * chunk_tokens - tokens, 0), (0, 0), (0, 0)]
+        k = rotate(kv.k[:, :, :tokens], turn) if i else kv.k[:, :, :0]
+        return jnp.pad(k, pad), jnp.pad(kv.v[:, :, :tokens], pad)
+
+    k, v = (jnp.concatenate(part, axis=1) for part in zip(*map(window, range(n)), strict=True))
+    visible = np.arange(n * chunk_tokens) >= (n - 1 - np.arange(n)[:, None]) * chunk_tokens
+    mask = jnp.asarray(np.repeat(visible, b, axis=0))[:, None]
+
+    def side_by_side(x: Array) -> Array:
+        return jnp.concatenate(jnp.split(x, n, axis=1), axis=0)
+
+    x0, eps = side_by_side(latents), side_by_side(noise)
+    level = side_by_side(sigma)[..., None, None, None]
+    noisy = (1 - level) * x0 + level * eps
+    sinusoids = jnp.repeat(side_by_side(time_of_noisy), size, axis=1)
+    text_kv = KV(*(jnp.concatenate([part] * n, axis=1) for part in cross))
+    flow, _ = dit(noisy, sinusoids, text_kv, jnp.arange(past, f), KV(k, v), mask)
+    error = jnp.mean((flow - (eps - x0)) ** 2, axis=(1, 2, 3, 4)).reshape(n, b)
+    return jnp.mean(error), jnp.mean(error, axis=1)
+
+
+def train_dit(
+    config: ModelConfig, recipe: Recipe, folder: Path, tokenizer: Tokenizer, log: Log
+) -> Params:
+    """Trains the transformer and, through it, the text encoder."""
+    stored = np.load(folder / "clips.npz")
+    clips, captions = stored["latents"], stored["captions"]
+    ids, masks = tokenizer([str(text) for text in captions.ravel()])
+    ids, masks = (x.reshape(*captions.shape, -1) for x in (ids, masks))
+    dit_graph, dit_state = nnx.split(DiT(config.dit, rngs=nnx.Rngs(recipe.seed)))
+    text_graph, text_state = nnx.split(TextEncoder(config.text, rngs=nnx.Rngs(recipe.seed)))
+    frames = recipe.chunks * recipe.chunk
+    time_of_clean = jnp.asarray(time_sinusoid(np.zeros((1, frames - recipe.chunk))))
+
+    def loss(
+        params: Params, latents: Array, noise: Array, sigma: Array, sinusoid: Array,
+        ids: Int[Array, "b l"], mask: Bool[Array, "b l"],
+    ) -> tuple[Array, dict]:  # fmt: skip
+        text = nnx.merge(text_graph, params["text"])(ids, mask)
+        dit = nnx.merge(dit_graph, params["dit"])
+        mean, chunks = teacher_forcing_loss(
+            dit, text, latents, noise, sigma, time_of_clean, sinusoid
+        )
+        return mean, {f"chunk{i}": value for i, value in enumerate(chunks)}
+
+    def batch(step: int) -> tuple:
+        rng = rng_of(recipe.seed, 4, step)
+        rows = rng.integers(0, len(clips), recipe.batch)
+        phrasing = rng.integers(0, captions.shape[1], recipe.batch)
+        last = (clips.shape[1] - frames) // recipe.chunk
+        # Half of the windows start with the video: the rollout's first chunk has no context.
+        starts = recipe.chunk * np.where(
+            rng.random(recipe.batch) < 0.5, 0, rng.integers(0, last + 1, recipe.batch)
+        )
+        latents = np.stack(
+            [clips[row, start : start + frames] for row, start in zip(rows, starts, strict=True)]
+        ).astype(np.float32)
+        sigma = rng.choice(LEVELS, (recipe.batch, recipe.chunks), p=LEVEL_ODDS)
+        noise = rng.standard_normal(latents.shape, np.float32)
+        return (
+            latents, noise, sigma.astype(np.float32), time_sinusoid(sigma),
+            ids[rows, phrasing], masks[rows, phrasing],
+        )  # fmt: skip
+
+    rate = schedule(recipe.rate, recipe.steps, recipe.warmup, recipe.decay)
+    params = {"dit": nnx.to_pure_dict(dit_state), "text": nnx.to_pure_dict(text_state)}
+    return run_stage(
+        "dit", folder, params, optimizer(rate, "blocks"), loss, batch,
+        steps=recipe.steps, average=recipe.average, save_every=recipe.save_every, log=log,
+    )  # fmt: skip
+
+
+# --- all of it ----------------------------------------------------------------------------------
+
+
+def export(config: ModelConfig, folder: Path, vae: Params, dit: Params, out: Path) -> None:
+    """Writes a model folder with the averaged weights, in bfloat16, that `tt_jax.load` takes."""
+    out.mkdir(parents=True)
+    stored = np.load(folder / "clips.npz")
+    normalised = dataclasses.replace(
+        config.vae,
+        mean=tuple(float(x) for x in stored["mean"]),
+        std=tuple(float(x) for x in stored["std"]),
+    )
+    write_config(out, dataclasses.replace(config, vae=normalised), "causal generator")
+    (out / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    for part, params in (("vae", vae), ("dit", dit["dit"]), ("text", dit["text"])):
+        save_part(out, part, cast(params, jnp.bfloat16))
+
+
+def train(recipe: Recipe, folder: Path) -> None:
+    """Runs what is left of the three stages and writes the model to `folder/model`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.absolute()
+    log = Log(folder / "log.csv")
+    config = PRESETS["shapes"]
+
+    pieces = folder / "tokenizer.model"
+    if not pieces.exists():
+        rng = rng_of(recipe.seed, 0)
+        scenes = (sample_scene(rng) for _ in range(5000))
+        pieces.write_bytes(train_sentencepiece(caption(scene, rng) for scene in scenes))
+    tokenizer = Tokenizer(pieces, config.text.text_len)
+
+    vae = train_vae(config, recipe, folder, log)
+    if not (folder / "clips.npz").exists():
+        graph = nnx.graphdef(VAE(config.vae, rngs=nnx.Rngs(0)))
+        encode_clips(nnx.merge(graph, vae), recipe, folder / "clips.npz", log)
+    dit = train_dit(config, recipe, folder, tokenizer, log)
+    export(config, folder, vae, dit, folder / f"model-{recipe.steps}")
+
+
+def main() -> None:
+    """The command line: one option per field of the recipe."""
+    parser = argparse.ArgumentParser(prog="python -m tt_jax.shapes.train", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where checkpoints, log and model go")
+    for field in dataclasses.fields(Recipe):
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=type(field.default), default=field.default)
+    options = vars(parser.parse_args())
+    train(folder=options.pop("folder"), recipe=Recipe(**options))
+
+
+if __name__ == "__main__":
+    main()
