@@ -1,7 +1,7 @@
 """Tables from the names and axes of a published checkpoint to ours, checked as a whole.
 
 A table is a tuple of rows. Axes are written as in `"o i t h w -> t h w i o"`: the source's on the
-left, ours on the right; `1` is an axis of length one that we drop, and `(h w c)` are axes that we
+left, ours on the right; `1` is an axis of length one that the other side lacks, and `(h w c)` are axes that we
 join into one. Everything here is numpy and keeps dtypes; nothing is computed but the order.
 """
 
@@ -39,25 +39,30 @@ class LayoutError(ValueError):
 class Row:
     """One array of ours and where it comes from.
 
-    name: the source's name. With `count`, `{i}` in it counts 0 .. count - 1, and the sources are
-        stacked along a new leading axis.
+    name: the source's name. `{i}` in it is the number of a layer: ours holds all layers, stacked
+        along a leading axis, and its length is their number.
     path: ours, like "blocks/ffn/fc1/kernel"; whole numbers are places in a list.
     axes: as above, for one source.
     sizes: lengths of joined axes, all but one in each pair of brackets.
+    copies: further names under which a checkpoint may repeat the source (tied weights); not read.
     """
 
     name: str
     path: str
     axes: str
-    count: int | None = None
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    copies: tuple[str, ...] = ()
 
     @property
-    def names(self) -> list[str]:
-        """The source's names of this row."""
-        if self.count is None:
+    def stacked(self) -> bool:
+        """Whether ours holds one source for each layer."""
+        return "{i}" in self.name
+
+    def names(self, shape: Shape) -> list[str]:
+        """The source's names, for ours of `shape`."""
+        if not self.stacked:
             return [self.name]
-        return [self.name.format(i=i) for i in range(self.count)]
+        return [self.name.replace("{i}", str(i)) for i in range(shape[0])]
 
     def _letters(self) -> tuple[list[str], list[list[str]]]:
         """The source's axes, and ours as groups of the source's."""
@@ -69,7 +74,7 @@ class Row:
             if joined:
                 groups[-1].append(letter)
             else:
-                groups.append([letter])
+                groups.append([] if letter == "1" else [letter])
             joined = (joined or word.startswith("(")) and not word.endswith(")")
         return left, groups
 
@@ -77,24 +82,22 @@ class Row:
         """The shape that one source needs for ours to have `shape`."""
         left, groups = self._letters()
         lengths = {"1": 1, **self.sizes}
-        for group, length in zip(groups, shape[self.count is not None :], strict=True):
+        for group, length in zip(groups, shape[self.stacked :], strict=True):
             known = math.prod(lengths[letter] for letter in group if letter in self.sizes)
             lengths |= {letter: length // known for letter in group if letter not in self.sizes}
         return tuple(lengths[letter] for letter in left)
 
-    def read(self, get: Callable[[str], np.ndarray]) -> np.ndarray:
-        """Our array, from the sources that `get` returns by name."""
-        if self.count is None:
-            return self._forward(get(self.name))
-        return np.stack([self._forward(get(name)) for name in self.names])
+    def read(self, get: Callable[[str], np.ndarray], shape: Shape) -> np.ndarray:
+        """Our array of `shape`, from the sources that `get` returns by name."""
+        parts = [self._forward(get(name)) for name in self.names(shape)]
+        return np.stack(parts) if self.stacked else parts[0]
 
     def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
         """The inverse of `read`: the sources by name."""
-        parts = [array] if self.count is None else list(array)
+        parts = array if self.stacked else [array]
         shape = self.source_shape(array.shape)
-        return {
-            name: self._backward(part, shape) for name, part in zip(self.names, parts, strict=True)
-        }
+        names = self.names(array.shape)
+        return {name: self._backward(x, shape) for name, x in zip(names, parts, strict=True)}
 
     def _forward(self, source: np.ndarray) -> np.ndarray:
         left, groups = self._letters()
@@ -144,15 +147,16 @@ def check(table: Table, shapes: Mapping[str, Shape], model: Params) -> None:
 
     model: the model's nested dict of arrays, or of anything else that has a `shape`.
     """
-    ours = dict(flatten(model))
-    if {row.path for row in table} != ours.keys():
-        raise ValueError(
-            f"the table and the model differ in {ours.keys() ^ {r.path for r in table}}"
-        )
+    ours = {path: tuple(leaf.shape) for path, leaf in flatten(model)}
+    if different := ours.keys() ^ {row.path for row in table}:
+        raise ValueError(f"the table and the model differ in {sorted(different)}")
     wanted = {
-        name: row.source_shape(tuple(ours[row.path].shape)) for row in table for name in row.names
+        name: row.source_shape(ours[row.path])
+        for row in table
+        for name in row.names(ours[row.path])
     }
     missing = [name for name in wanted if name not in shapes]
+    wanted |= {copy: wanted[row.name] for row in table for copy in row.copies}
     unexpected = [name for name in shapes if name not in wanted]
     misshapen = {
         name: (tuple(shapes[name]), shape)
@@ -166,7 +170,8 @@ def check(table: Table, shapes: Mapping[str, Shape], model: Params) -> None:
 def to_params(table: Table, arrays: Mapping[str, np.ndarray], model: Params) -> Params:
     """Our nested dict from a checkpoint's arrays, checked first. Raises LayoutError."""
     check(table, {name: array.shape for name, array in arrays.items()}, model)
-    return nest({row.path: row.read(arrays.__getitem__) for row in table})
+    ours = dict(flatten(model))
+    return nest({r.path: r.read(arrays.__getitem__, tuple(ours[r.path].shape)) for r in table})
 
 
 def from_params(table: Table, params: Params) -> dict[str, np.ndarray]:
