@@ -1,8 +1,9 @@
 """Tables from the names and axes of a published checkpoint to ours, checked as a whole.
 
 A table is a tuple of rows. Axes are written as in `"o i t h w -> t h w i o"`: the source's on the
-left, ours on the right; `1` is an axis of length one that the other side lacks, and `(h w c)` are axes that we
-join into one. Everything here is numpy and keeps dtypes; nothing is computed but the order.
+left, ours on the right; `1` is an axis of length one that the other side lacks, and `(h w c)` are
+axes that we join into one. Everything here is numpy and keeps dtypes and values: only names, order
+and shapes change.
 """
 
 import dataclasses
