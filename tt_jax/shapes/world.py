@@ -220,9 +220,9 @@ def _motion(rng, size, speeds, still):
 
 
 def _place(rng, kinds):
-    """Radii and first positions, apart from one another most of the first three seconds."""
+    """Radii and first positions, apart from one another for most of the first three seconds."""
     best, least = None, math.inf
-    for _ in range(20):
+    for _ in range(40):
         things = []
         for shape, colour, size, direction, speed in kinds:
             radius = float(rng.uniform(*SIZES[size]))
@@ -235,11 +235,11 @@ def _place(rng, kinds):
             return tuple(things)
         reach = things[0].radius + things[1].radius + 1
         gap = positions(things[0], 3 * FPS) - positions(things[1], 3 * FPS)
-        touching = np.abs(gap).max(axis=1) < reach
-        score = touching.mean() + touching[0]
+        overlap = np.maximum(0, 1 - np.abs(gap).max(axis=1) / reach)
+        score = overlap.mean() + overlap[0]
         if score < least:
             best, least = tuple(things), score
-        if least <= 0.25:
+        if least < 0.05:
             break
     return best
 
