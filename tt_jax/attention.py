@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from tt_jax.layers import wide
+from tt_jax.layers import wide, wide_dtype
 
 THETA = 10000.0
 FRAME_TABLE = 4096  # a frame index is split into a remainder and a multiple of this
@@ -48,7 +48,7 @@ def _attend(
     v: Float[Array, "b s n h"],
     mask: Bool[Array, "#b #t s"] | None,
 ) -> Float[Array, "b t n h"]:
-    kind = jnp.promote_types(q.dtype, jnp.float32)
+    kind = wide_dtype(q.dtype)
     logits = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=kind) * q.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, jnp.finfo(kind).min)

@@ -7,9 +7,14 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 
+def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """`dtype`, but at least float32. (JAX's own promotion refuses this where it is strict.)"""
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
+
+
 def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x` in at least float32: the precision of norms, softmax, rotation and modulation."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x.dtype))
 
 
 class Linear(nnx.Module):

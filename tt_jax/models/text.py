@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from tt_jax.layers import Linear, RMSNorm, gelu, wide
+from tt_jax.layers import Linear, RMSNorm, gelu, wide, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class TextBlock(nnx.Module):
         q, k, v = (
             y.reshape(*y.shape[:2], self.heads, -1) for y in (self.q(x), self.k(x), self.v(x))
         )
-        wide_dtype = jnp.promote_types(q.dtype, jnp.float32)
-        logits = jnp.einsum("blnk,bmnk->bnlm", q, k, preferred_element_type=wide_dtype)
+        kind = wide_dtype(q.dtype)
+        logits = jnp.einsum("blnk,bmnk->bnlm", q, k, preferred_element_type=kind)
         position = wide(self.position[...])[buckets]
         logits = logits + jnp.moveaxis(position, -1, 0)[None]
         logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
