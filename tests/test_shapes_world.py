@@ -1,0 +1,169 @@
+import re
+
+import numpy as np
+import pytest
+
+from tt_jax.shapes import world
+from tt_jax.shapes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    REGIMES,
+    SHAPES,
+    SIDE,
+    STEADY,
+    Object,
+    Scene,
+    caption,
+    evaluation_prompts,
+    facts,
+    parse,
+    positions,
+    render,
+    sample_scene,
+)
+
+
+def scenes(n, seed=0, regime=None):
+    rng = np.random.default_rng(seed)
+    return [sample_scene(rng, regime) for _ in range(n)]
+
+
+def test_same_seed_same_world():
+    assert scenes(50, seed=4) == scenes(50, seed=4)
+    assert scenes(50, seed=4) != scenes(50, seed=5)
+    assert evaluation_prompts() == evaluation_prompts()
+    first, second = (caption(scenes(1)[0], np.random.default_rng(i)) for i in (1, 1))
+    assert first == second
+
+
+def test_world_is_as_rich_as_promised():
+    found = scenes(3000)
+    things = [thing for scene in found for thing in scene.objects]
+    assert {t.shape for t in things} == set(SHAPES)
+    assert {t.colour for t in things} == set(COLOURS)
+    assert {t.size for t in things} == set(world.SIZES)
+    assert {t.direction for t in things} == {*world.DIRECTIONS, None}
+    assert {t.speed for t in things} == {*world.SPEEDS, None}
+    assert {s.background for s in found} == set(BACKGROUNDS)
+    assert {s.pan for s in found} == {"left", "right", None}
+    assert {s.regime for s in found} == set(REGIMES)
+    assert {len(s.objects) for s in found} == {1, 2}
+    assert min(t.radius for t in things) < 6.5
+    assert max(t.radius for t in things) > 23
+
+
+def test_colours_are_apart():
+    tones = [np.array(tone) for tones in BACKGROUNDS.values() for tone in tones]
+    colours = [np.array(colour) for colour in COLOURS.values()]
+    for i, colour in enumerate(colours):
+        assert min(np.linalg.norm(colour - tone) for tone in tones) > 100
+        assert all(np.linalg.norm(colour - other) > 140 for other in colours[i + 1 :])
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_objects_stay_in_the_frame(regime):
+    for scene in scenes(60, regime=regime):
+        for thing in scene.objects:
+            at = positions(thing, 120 * world.FPS)
+            assert at.min() >= thing.radius - 1e-9
+            assert at.max() <= SIDE - thing.radius + 1e-9
+
+
+def test_objects_keep_their_first_direction():
+    for scene in scenes(500):
+        for thing in scene.objects:
+            at = positions(thing, STEADY + 1)
+            expected = at[0] + np.arange(STEADY + 1)[:, None] * np.array(thing.velocity)
+            np.testing.assert_allclose(at, expected, atol=1e-9)
+
+
+def test_two_objects_differ_in_colour_and_the_smaller_is_in_front():
+    order = list(world.SIZES)
+    for scene in scenes(500):
+        if len(scene.objects) == 2:
+            front, back = scene.objects
+            assert front.colour != back.colour
+            assert order.index(front.size) <= order.index(back.size)
+
+
+def test_a_bounce_is_a_triangle_wave():
+    thing = Object("circle", "red", "small", 6.0, 50.0, 32.0, "right", "fast")
+    x = positions(thing, 200)[:, 0]
+    # 58 is the furthest; 50 + 1.5 t meets it at t = 16/3.
+    assert x[5] == 57.5
+    assert x[6] == 57.0
+    np.testing.assert_allclose(np.abs(np.diff(x)).max(), 1.5)
+    assert np.unique(np.round(np.diff(x), 6)).size > 2
+    assert x.min() < 7.5
+
+
+def test_frames_need_no_predecessors():
+    for scene in scenes(8, seed=1):
+        whole = render(scene, 40)
+        assert whole.shape == (40, SIDE, SIDE, 3)
+        assert whole.dtype == np.uint8
+        np.testing.assert_array_equal(render(scene, 7, start=33), whole[33:])
+
+
+def test_render_shows_what_the_scene_says():
+    thing = Object("square", "blue", "medium", 12.0, 30.0, 34.0)
+    frame = render(Scene((thing,), "white"), 1)[0]
+    assert tuple(frame[34, 30]) == COLOURS["blue"]
+    assert tuple(frame[0, 0]) == BACKGROUNDS["white"][0]
+    inside = (frame == np.array(COLOURS["blue"])).all(axis=-1).sum()
+    assert abs(inside - (2 * 0.886 * 12) ** 2) < 60
+
+
+def test_edges_move_by_less_than_a_pixel():
+    thing = Object("circle", "red", "small", 6.0, 20.0, 20.0, "right", "slow")
+    frames = render(Scene((thing,), "black"), 4).astype(np.float64)
+    mass = frames[..., 0] - frames[0, 0, 0, 0]
+    x = (mass.sum(axis=1) * (np.arange(SIDE) + 0.5)).sum(axis=1) / mass.sum(axis=(1, 2))
+    np.testing.assert_allclose(x, 20 + 0.375 * np.arange(4), atol=0.03)
+
+
+def test_the_ground_slides_against_the_camera():
+    thing = Object("circle", "red", "small", 6.0, 32.0, 10.0)
+    still, right = (render(Scene((thing,), "navy", pan), 17) for pan in (None, "right"))
+    np.testing.assert_array_equal(still[0], still[16])
+    np.testing.assert_array_equal(right[0, 40:, 8:], right[16, 40:, :-8])  # 16 frames, 8 pixels
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_captions_say_what_parse_reads(regime):
+    rng = np.random.default_rng(2)
+    for scene in scenes(300, regime=regime):
+        text = caption(scene, rng)
+        assert text == text.lower()
+        assert len(text.split()) <= 26
+        said, shown = parse(text), facts(scene)
+        assert said.objects == shown.objects
+        assert said.background == shown.background
+        assert said.camera in ({shown.camera} if scene.pan else {None, "fixed"})
+
+
+def test_parse_reads_the_likes_of_a_user():
+    said = parse("A red circle moving left")
+    assert said.objects == (world.ObjectFacts("circle", "red", None, "left", None),)
+    assert said.background is None
+    assert said.camera is None
+    with pytest.raises(ValueError, match="no shape"):
+        parse("a dog on a white background")
+
+
+def test_every_word_of_the_grammar_is_reachable():
+    rng = np.random.default_rng(3)
+    words = {w for scene in scenes(2000) for w in re.findall(r"[a-z-]+", caption(scene, rng))}
+    tables = [*world._SIZE_WORDS.values(), *world._SPEED_WORDS.values(), world._VERBS, world._STILL]
+    known = {word for table in tables for phrase in table for word in phrase.split()}
+    known |= {*COLOURS, *BACKGROUNDS, *SHAPES, "up", "down", "left", "right", "upward", "downward"}
+    glue = "a and both on over plain background striped stripes to the camera fixed pans panning"
+    assert words == known | set(glue.split())
+
+
+def test_evaluation_prompts_cover_the_regimes_evenly():
+    prompts = evaluation_prompts()
+    assert len(prompts) == 256
+    regimes = [scene.regime for _, scene in prompts]
+    assert {regimes.count(name) for name in REGIMES} == {64}
+    assert all(parse(text).objects == facts(scene).objects for text, scene in prompts)
