@@ -291,12 +291,21 @@ def test_diffusers_true_widths(parity_record):
     parity_record("DiT, one pass", "diffusers", "2 layers, true widths", value, 1e-4)
 
 
+class Once(dict):
+    """Arrays that are let go when they are read, so that a true-size model is in memory once."""
+
+    def __getitem__(self, name):
+        return self.pop(name)
+
+
 @pytest.mark.huge
 def test_diffusers_true_size(parity_record):
     config = DiTConfig.wan_1_3b()
     model, given = reference(config), inputs(config, 1, 16, 16, 512)
     expected = run_reference(model, *given)
-    dit = converted(names.diffusers, state(model), config)
+    arrays = Once(state(model))
+    del model
+    dit = converted(names.diffusers, arrays, config)
     value = distance(run_ours(dit, *given), expected)
     parity_record("DiT, one pass", "diffusers", "Wan2.1 1.3B", value, 1e-4)
 
