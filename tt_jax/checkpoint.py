@@ -54,7 +54,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
                 for key, value in stored[name].items()
             }
             parts[name] = kind(**fields)
-        return ModelConfig(**parts), stored["kind"]
+        size = tuple(stored["size"])
+        return ModelConfig(**parts, size=size, window=stored["window"]), stored["kind"]
     except FileNotFoundError:
         raise ModelError(
             f"{folder} holds no model: it has no config.json; make one with `python -m convert`."

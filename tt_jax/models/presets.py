@@ -9,11 +9,17 @@ from tt_jax.models.vae import VAEConfig
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a whole model: transformer, VAE and text encoder."""
+    """Sizes of a whole model: transformer, VAE and text encoder.
+
+    size: height and width of its videos in pixels. window: the latent frames that its attention
+        spans in a rollout; how many it was trained with.
+    """
 
     dit: DiTConfig
     vae: VAEConfig
     text: TextConfig
+    size: tuple[int, int] = (480, 832)
+    window: int = 21
 
 
 PRESETS = {
@@ -35,5 +41,7 @@ PRESETS = {
         TextConfig(
             vocab=512, dim=96, attention_dim=96, ffn_dim=192, heads=3, layers=2, text_len=40
         ),
+        size=(64, 64),
+        window=9,
     ),
 }
