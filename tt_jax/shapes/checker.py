@@ -117,7 +117,8 @@ def measure(video: UInt8[np.ndarray, "t 64 64 3"]) -> Measurement:
     owner = np.full(label.shape, -1, np.int8)
     for kind, near in reach.items():
         colour = np.nan_to_num(rgb[:, kind])[:, None, None]
-        square = ((pixels - colour) ** 2).sum(axis=-1)
+        off = pixels - colour
+        square = _dot(off, off)
         nearer = near & (square < best)
         best[nearer] = square[nearer]
         owner[nearer] = kind
@@ -161,10 +162,15 @@ def measure(video: UInt8[np.ndarray, "t 64 64 3"]) -> Measurement:
     return Measurement(background, tones, slide, pieces, rgb, centre, radius, misfit, visible)
 
 
+def _dot(a, b):
+    """Inner product of the last axis: of three numbers, where einsum is faster than sum."""
+    return np.einsum("...c,...c->...", a, b)
+
+
 def _square_distance(pixels, palette):
     """Squared distances [t, y, x, k] up to nothing: the full square, by one product."""
-    own = (pixels**2).sum(axis=-1, keepdims=True)
-    return own - 2 * pixels @ palette.T + (palette**2).sum(axis=-1)
+    own = _dot(pixels, pixels)[..., None]
+    return own - 2 * pixels @ palette.T + _dot(palette, palette)
 
 
 def _ground_distance(pixels, ends):
@@ -177,9 +183,10 @@ def _ground_distance(pixels, ends):
 def _mixture(pixels, start, end):
     """Share of `end` in the mixture with `start` that comes nearest, and how far off that is."""
     way = end - start
-    share = ((pixels - start) * way).sum(axis=-1) / np.maximum((way**2).sum(axis=-1), 1)
-    share = np.clip(share, 0, 1)
-    return share, ((pixels - start - share[..., None] * way) ** 2).sum(axis=-1)
+    gone = pixels - start
+    share = np.clip(_dot(gone, way) / np.maximum(_dot(way, way), 1), 0, 1)
+    left = gone - share[..., None] * way
+    return share, _dot(left, left)
 
 
 def _dilate(mask, steps):

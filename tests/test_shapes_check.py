@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import tt_jax
+from tt_jax.shapes import check
+from tt_jax.shapes.world import evaluation_prompts, render
+
+
+class NoisyVAE(nnx.Module):
+    """Off by 0.02 everywhere: 20 log10(2 / 0.02) = 40 dB."""
+
+    def encode(self, video):
+        return video
+
+    def decode(self, latents):
+        return latents + 0.02
+
+
+class Perfect:
+    """A pipeline that renders the scene a prompt was written for, but for some of them."""
+
+    def __init__(self, prompts, blind=()):
+        self.scenes, self.blind = dict(prompts), set(blind)
+        self.vae, self.seeds = NoisyVAE(), []
+
+    def generate(self, prompts, *, seconds, seed, trim):
+        assert trim == tt_jax.TokenTrim.off()
+        self.seeds.append(seed)
+        videos = [render(self.scenes[text], seconds * 16) for text in prompts]
+        return np.stack([v * (text not in self.blind) for v, text in zip(videos, prompts)])
+
+
+def test_wilson_interval():
+    # Textbook values.
+    np.testing.assert_allclose(check.Share(0, 10).interval, (0, 27.75), atol=0.01)
+    np.testing.assert_allclose(check.Share(81, 263).interval, (25.53, 36.62), atol=0.01)
+    assert str(check.Share(0, 0)) == "-"
+
+
+def test_table_of_a_perfect_and_of_a_half_blind_model(monkeypatch, capsys, tmp_path):
+    prompts = evaluation_prompts(20)
+    pipe = Perfect(prompts)
+    monkeypatch.setattr(tt_jax, "load", lambda name: pipe, raising=False)
+    file = tmp_path / "check.json"
+    check.main(["--prompts", "20", "--json", str(file)])
+    printed = capsys.readouterr().out
+    assert "VAE, dB" in printed
+    assert "40.0" in printed
+    record = json.loads(file.read_text())
+    assert record["psnr"] == pytest.approx(40, abs=0.01)
+    assert len(record["prompts"]) == 20
+    assert len(set(pipe.seeds)) == 2
+    for fact in (*check.TARGETS, *check.UNTARGETED):
+        assert record["shares"][fact]["all"]["right"] == record["shares"][fact]["all"]["asked"]
+    assert record["shares"]["count"]["panning"]["asked"] == 5
+
+    blind = Perfect(prompts, blind=[text for text, _ in prompts[::2]])
+    judged = check.verdicts(blind, prompts)
+    found = check.shares(judged, [scene.regime for _, scene in prompts])
+    assert found["colour"]["all"] == check.Share(10, 20)
