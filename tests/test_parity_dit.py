@@ -27,12 +27,12 @@ def distance(out, reference) -> float:
 
 
 def channels_last(x):
-    return np.moveaxis(x, 1, -1)
+    return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
 
 def sinusoid(timestep):
-    """From recorded timesteps; they came in float32, the level is taken in float64."""
-    return time_sinusoid(np.asarray(timestep, np.float64) / 1000)
+    """From timesteps; they come in float32, the level is taken in float64."""
+    return jnp.asarray(time_sinusoid(np.asarray(timestep, np.float64) / 1000))
 
 
 def empty(config: DiTConfig) -> tuple:
@@ -67,7 +67,10 @@ GRID = (4, 6)  # tokens of a recorded frame
 
 @pytest.fixture(scope="module")
 def recorded(golden):
-    return load_file(golden / "dit_small_io.safetensors")
+    """Arrays on the device, but for the timesteps and float64 ones, which the host needs."""
+    arrays = load_file(golden / "dit_small_io.safetensors")
+    host = {name for name, x in arrays.items() if name.endswith(".t") or x.dtype == np.float64}
+    return {name: x if name in host else jnp.asarray(x) for name, x in arrays.items()}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def join(parts: list[KV]) -> KV:
 
 
 def test_recorded_non_causal(recorded, small, parity_record):
-    time = np.repeat(sinusoid(recorded["noncausal.t"])[:, None], 3, axis=1)
+    time = jnp.repeat(sinusoid(recorded["noncausal.t"])[:, None], 3, axis=1)
     text = small.encode_text(recorded["noncausal.context"])
     latents = channels_last(recorded["noncausal.x"])
     out, _ = forward(small, latents, time, text, jnp.arange(3))
@@ -120,8 +123,8 @@ def test_recorded_chunks_with_a_cache(recorded, small, parity_record):
 def test_recorded_block_causal_mask(recorded, small, parity_record):
     """Nine frames at once, each chunk of three seeing itself and the chunks before it."""
     chunks = [f"causal.chunk{chunk}" for chunk in range(3)]
-    latents = np.concatenate([channels_last(recorded[f"{name}.x"]) for name in chunks], axis=1)
-    time = np.concatenate([sinusoid(recorded[f"{name}.t"]) for name in chunks], axis=1)
+    latents = jnp.concatenate([channels_last(recorded[f"{name}.x"]) for name in chunks], axis=1)
+    time = jnp.concatenate([sinusoid(recorded[f"{name}.t"]) for name in chunks], axis=1)
     text = small.encode_text(recorded["causal.context"])
     chunk = np.arange(9 * GRID[0] * GRID[1]) // (3 * GRID[0] * GRID[1])
     mask = jnp.asarray(chunk[:, None] >= chunk[None, :])[None]
@@ -258,8 +261,9 @@ def run_reference(model, latents, text, timestep):
 
 
 def run_ours(dit, latents, text, timestep):
-    time = np.repeat(sinusoid(timestep)[:, None], latents.shape[1], axis=1)
-    out, _ = forward(dit, latents, time, dit.encode_text(text), jnp.arange(latents.shape[1]))
+    time = jnp.repeat(sinusoid(timestep)[:, None], latents.shape[1], axis=1)
+    text = dit.encode_text(jnp.asarray(text))
+    out, _ = forward(dit, latents, time, text, jnp.arange(latents.shape[1]))
     return out.astype(jnp.float32)
 
 
@@ -343,7 +347,8 @@ def test_bfloat16_is_as_close_as_torch(parity_record):
     ],
 )
 def test_published_layout(file, layout, config, golden):
-    shapes = json.loads((golden.parent / f"layouts/{file}.json").read_text())
+    stored = json.loads((golden.parent / f"layouts/{file}.json").read_text())
+    shapes = {name: tuple(shape) for name, shape in stored.items()}
     check(layout(config), shapes, empty(config)[1])
 
 
