@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
+from tt_jax.attention import attention
 from tt_jax.layers import Linear, wide
 
 Cache = Any  # nested tuples of arrays `[B, frames, H, W, C]`; None at the start of a video
@@ -112,20 +113,17 @@ class Conv(nnx.Module):
         taps = kernel.shape[0]
         frames = (x.shape[1] - taps) // step + 1
 
-        # One 2D convolution for each tap in time: XLA runs those several times faster on a CPU
-        # than one 3D convolution.
-        def tap(i: int) -> Float[Array, "bT h2 w2 o"]:
-            part = x[:, i : i + step * frames : step][:, :frames]
-            return jax.lax.conv_general_dilated(
-                part.reshape(-1, *x.shape[2:]),
-                kernel[i],
-                (side, side),
-                "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-
-        y = sum(map(tap, range(1, taps)), tap(0)) + self.bias[...]
-        return y.reshape(x.shape[0], frames, *y.shape[1:]), past
+        # The frames under the kernel become channels of one 2D convolution, which XLA runs several
+        # times faster on a CPU than one in 3D.
+        x = jnp.concatenate([x[:, i : i + step * frames : step] for i in range(taps)], axis=-1)
+        y = jax.lax.conv_general_dilated(
+            x.reshape(-1, *x.shape[2:]),
+            jnp.concatenate(list(kernel), axis=-2),
+            (side, side),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y.reshape(x.shape[0], frames, *y.shape[1:]) + self.bias[...], past
 
 
 class Norm(nnx.Module):
@@ -172,7 +170,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "b T h w c"]) -> Float[Array, "b T h w c"]:
         b, t, h, w, c = x.shape
         q, k, v = jnp.split(self.qkv(self.norm(x)).reshape(b * t, h * w, 1, 3 * c), 3, axis=-1)
-        return x + self.out(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+        return x + self.out(attention(q, k, v).reshape(x.shape))
 
 
 class Downsample(nnx.Module):
