@@ -125,12 +125,13 @@ def rollout(
     return _rollout(graph, params, text, chunks, tuple(grid), strategy, trim, noise, state, remat)
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5))
+@partial(jax.jit, static_argnums=(0, 4, 5), keep_unused=True)
 def _begin(
     graph: nnx.GraphDef, params: nnx.State, text, key, grid, strategy, initial
 ) -> State:  # fmt: skip
     """The state before the first chunk. A program of its own, so that a rollout that starts and
-    one that goes on are the same compiled program."""
+    one that goes on are the same compiled program; which takes arrays committed to the same
+    devices too, hence `keep_unused`: the state lands where the parameters are."""
     dit = nnx.merge(graph, params)
     state = strategy.start(dit, text.shape[0], grid, key)
     if initial is None:

@@ -6,6 +6,8 @@ from tt_jax.models.dit import DiTConfig
 from tt_jax.models.text import TextConfig
 from tt_jax.models.vae import VAEConfig
 
+FPS = 16  # frames a second of every model's videos
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -1,0 +1,52 @@
+"""A tiny random model's folder, for tests of everything that loads one."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tt_jax.checkpoint import PARTS, abstract, save_part, write_config
+from tt_jax.models.dit import DiTConfig
+from tt_jax.models.presets import ModelConfig
+from tt_jax.models.text import TextConfig
+from tt_jax.models.vae import VAEConfig
+from tt_jax.shapes.world import evaluation_prompts
+from tt_jax.tokens import train_sentencepiece
+
+PROMPT = "a small red circle moving to the right slowly on a white background"
+
+# 32x32 pixels, 4x4 tokens a frame; 4 frames to a latent frame.
+TINY = ModelConfig(
+    DiTConfig(dim=48, ffn_dim=64, layers=2, heads=2, channels=4, text_dim=16, text_len=24),
+    VAEConfig(
+        dim=4,
+        latent_channels=4,
+        dim_mult=(1, 1, 1),
+        res_blocks=1,
+        temporal_downsample=(True, True),
+        mean=(0.0,) * 4,
+        std=(1.0,) * 4,
+    ),
+    TextConfig(vocab=512, dim=16, attention_dim=16, ffn_dim=32, heads=2, layers=1, text_len=24),
+    size=(32, 32),
+    window=9,
+)
+
+
+def write_tiny_model(folder: Path, kind: str = "causal generator") -> Path:
+    """Writes the model, with random weights, and returns its folder."""
+    folder.mkdir(parents=True)
+    write_config(folder, TINY, kind)
+    captions = [caption for caption, _ in evaluation_prompts(256)]
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece(captions))
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return rng.normal(centre, 0.2, leaf.shape).astype(np.float32)
+
+    for part in PARTS:
+        shapes = nnx.to_pure_dict(nnx.state(abstract(part, getattr(TINY, part), np.float32)))
+        save_part(folder, part, jax.tree_util.tree_map_with_path(draw, shapes))
+    return folder

@@ -1,0 +1,20 @@
+"""Files that appear whole under their final name, or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path`, with its suffix, to write to; renamed to `path` when all went well.
+
+    On any exception, an interrupt included, what was written is removed and `path` left as it was.
+    """
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

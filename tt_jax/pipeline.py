@@ -1,0 +1,373 @@
+"""From a prompt to a video: `load` a model, then generate, stream, or continue a video."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, UInt8
+
+from tt_jax.checkpoint import PARTS, ModelError, load_part, read_config
+from tt_jax.layers import wide
+from tt_jax.models.dit import DiT
+from tt_jax.models.presets import FPS, ModelConfig
+from tt_jax.models.text import TextEncoder
+from tt_jax.models.vae import VAE, Cache
+from tt_jax.rollout import Rollout, rollout
+from tt_jax.strategies.self_forcing import SelfForcing
+from tt_jax.strategies.self_forcing import State as RolloutState
+from tt_jax.tokens import Tokenizer, clean
+from tt_jax.trim import TokenTrim
+
+EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "weights"}
+
+Prompt = str | Sequence[str] | Float[Array, "b l e"]
+
+
+class NonFiniteError(ArithmeticError):
+    """A chunk came out with NaN or infinite latents; `chunk` is its number, from 0."""
+
+    def __init__(self, chunk: int) -> None:
+        self.chunk = chunk
+        super().__init__(f"the latents of chunk {chunk + 1} aren't finite: the run stops there.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class State:
+    """Where a video stopped: give it to `generate` or `stream` to continue."""
+
+    rollout: RolloutState
+    cache: Cache  # of the VAE
+    # Decoded already, but beyond the seconds that were asked for: the continuation's first frames.
+    surplus: UInt8[np.ndarray, "b t h w 3"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+    """One chunk of a stream.
+
+    number: of the chunk in its rollout, from 0. start: the frame, counted from the stream's first,
+        at which its own frames begin (before it, in the first chunk: the initial frames, or the
+        surplus of the video that is continued). total: chunks of the stream.
+    """
+
+    number: int
+    start: int
+    total: int
+    frames: UInt8[np.ndarray, "b t h w 3"]
+    rollout: Rollout  # of this chunk alone
+    state: State
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Video:
+    """A generated video: frames, and the rollout behind them.
+
+    starts: the frame at which each chunk begins. state: continue from here.
+    """
+
+    frames: UInt8[np.ndarray, "b t h w 3"]
+    rollout: Rollout
+    starts: tuple[int, ...]
+    state: State
+    fps: int = FPS
+
+    @classmethod
+    def collect(
+        cls, chunks: Iterable[Chunk], progress: Callable[[Chunk], None] | None = None
+    ) -> "Video":
+        """All chunks of a stream as one video; `progress` is called with each of them."""
+        frames, starts, records = [], [], []
+        for chunk in chunks:
+            if progress is not None:
+                progress(chunk)
+            frames.append(chunk.frames)
+            starts.append(chunk.start)
+            # Without the states: each holds a whole context.
+            records.append({k: v for k, v in vars(chunk.rollout).items() if k != "state"})
+            state = chunk.state
+        fields = {
+            name: jnp.concatenate([record[name] for record in records], axis=1)
+            for name in records[0]
+        }
+        whole = Rollout(**fields, state=state.rollout)
+        return cls(np.concatenate(frames, axis=1), whole, tuple(starts), state)
+
+    def paths(self, path: Path | str) -> list[Path]:
+        """Where `save` puts each sample: `path`, or for several `video-0.mp4`, `video-1.mp4`."""
+        path = Path(path)
+        if len(self.frames) == 1:
+            return [path]
+        return [path.with_stem(f"{path.stem}-{i}") for i in range(len(self.frames))]
+
+    def save(self, path: Path | str) -> list[Path]:
+        """Writes an mp4 file for each sample and returns their paths; see `video.write`."""
+        from tt_jax import video  # here, so that importing tt_jax stays light
+
+        paths = self.paths(path)
+        for one, frames in zip(paths, self.frames, strict=True):
+            video.write(one, frames, self.fps)
+        return paths
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A text-to-video model: its three networks, tokenizer, sizes and kind (`checkpoint.KINDS`)."""
+
+    dit: DiT
+    vae: VAE
+    text: TextEncoder
+    tokenizer: Tokenizer
+    config: ModelConfig
+    kind: str
+
+    def strategy(self, **settings: Any) -> SelfForcing:
+        """Self Forcing with the window that the model was trained for; other settings as given."""
+        return SelfForcing(**{"window": self.config.window, **settings})
+
+    def encode_prompt(self, prompts: str | Sequence[str]) -> Float[Array, "b l e"]:
+        """Prompt embeddings `[B, text_len, text_dim]`, zero rows after each prompt's end.
+
+        Warns when a prompt is too long. Raises ValueError for an empty one.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        check_prompts(prompts)
+        ids, mask = self.tokenizer(prompts)
+        return _encode_text(*nnx.split(self.text), ids, mask)
+
+    def encode_video(
+        self, frames: np.ndarray, batch: int, size: tuple[int, int]
+    ) -> Float[Array, "b t h w c"]:
+        """Latents of frames to start from, for a batch of videos of `size` (height, width).
+
+        frames: `[T, H, W, 3]` for all samples or `[B, T, H, W, 3]`; uint8, or float in [0, 1]. Of
+        frames that don't fill a latent frame the first ones are left out. Raises ValueError.
+        """
+        frames = np.asarray(frames)
+        frames = frames[None] if frames.ndim == 4 else frames
+        wanted = f"[frames, {size[0]}, {size[1]}, 3], with or without a batch of {batch}"
+        if frames.ndim != 5 or frames.shape[0] not in (1, batch) or not frames.shape[1]:
+            raise ValueError(f"initial frames must be {wanted}, not {list(frames.shape)}.")
+        if frames.shape[2:] != (*size, 3):
+            raise ValueError(f"initial frames must be {wanted}, not {list(frames.shape)}.")
+        if frames.dtype == np.uint8:
+            scaled = frames.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        elif np.all((frames >= 0) & (frames <= 1)):
+            scaled = frames.astype(np.float32) * np.float32(2) - np.float32(1)
+        else:
+            raise ValueError("initial frames must be uint8, or floats between 0 and 1.")
+        surplus = (frames.shape[1] - 1) % self.config.vae.temporal_stride
+        latents = _encode_video(*nnx.split(self.vae), scaled[:, surplus:])
+        return jnp.repeat(latents, batch // len(frames), axis=0)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        seconds: float,
+        seed: int = 0,
+        trim: TokenTrim | None = None,
+        strategy: SelfForcing | None = None,
+        size: tuple[int, int] | None = None,
+        initial: np.ndarray | None = None,
+        state: State | None = None,
+        progress: Callable[[Chunk], None] | None = None,
+    ) -> Video:
+        """A video of exactly `round(16 * seconds)` frames; what `stream` yields, joined.
+
+        progress: called with every `Chunk` as soon as it is there. The other arguments and the
+        errors are those of `stream`.
+        """
+        chunks = self.stream(
+            prompt, seconds=seconds, seed=seed, trim=trim, strategy=strategy, size=size,
+            initial=initial, state=state,
+        )  # fmt: skip
+        return Video.collect(chunks, progress)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        seconds: float,
+        seed: int = 0,
+        trim: TokenTrim | None = None,
+        strategy: SelfForcing | None = None,
+        size: tuple[int, int] | None = None,
+        initial: np.ndarray | None = None,
+        state: State | None = None,
+    ) -> Iterator[Chunk]:
+        """Yields each chunk as soon as it is accepted; the same as one `rollout` over all of them.
+
+        prompt: one, several (a batch), or embeddings from `encode_prompt`.
+        seconds: of the whole stream, initial frames included; exactly `round(16 * seconds)` frames.
+        trim, strategy: `TokenTrim()` and `self.strategy()` if not given.
+        size: height and width in pixels, the model's own if not given.
+        initial: frames to start from, see `encode_video`; they come first.
+        state: `Video.state` or `Chunk.state`, to continue that video by `seconds`, with the same
+            batch, strategy and trim; seed and size are then the state's.
+
+        Raises ValueError for a request that can't be, at once, and NonFiniteError at a chunk whose
+        latents aren't finite.
+        """
+        encoded = isinstance(prompt, jax.Array | np.ndarray)
+        text = jnp.asarray(prompt) if encoded else self.encode_prompt(prompt)
+        strategy = self.strategy() if strategy is None else strategy
+        frames = frame_count(seconds)
+        if state is not None:
+            if initial is not None or size is not None:
+                raise ValueError("a continued video has its size and start: give neither.")
+            size = state.surplus.shape[2:4]
+        size = self.config.size if size is None else size
+        check_size(self.config, size)
+        latents = None if initial is None else self.encode_video(initial, len(text), size)
+        given = 0 if latents is None else latents.shape[1]
+        stride = self.config.vae.temporal_stride
+        if state is None:
+            missing = 1 + -(-(frames - 1) // stride) - given
+        else:
+            missing = max(1, -(-(frames - state.surplus.shape[1]) // stride))
+        if missing < 1:
+            raise ValueError(
+                f"the {1 + stride * (given - 1)} initial frames leave nothing to generate of "
+                f"{frames}: ask for more seconds."
+            )
+        trim = TokenTrim() if trim is None else trim
+        chunks = -(-missing // strategy.chunk)
+        return self._stream(text, frames, chunks, seed, strategy, trim, size, latents, state)
+
+    def _stream(
+        self,
+        text: Float[Array, "b l e"],
+        frames: int,
+        chunks: int,
+        seed: int,
+        strategy: SelfForcing,
+        trim: TokenTrim,
+        size: tuple[int, int],
+        initial: Float[Array, "b t h w c"] | None,
+        state: State | None,
+    ) -> Iterator[Chunk]:
+        side = self.config.vae.spatial_stride
+        grid = (size[0] // side, size[1] // side)
+        decode = partial(_decode, *nnx.split(self.vae))
+        key = jax.random.key(seed)
+        inner, cache = (None, None) if state is None else (state.rollout, state.cache)
+        surplus = np.zeros((len(text), 0, *size, 3), np.uint8) if state is None else state.surplus
+        shown = 0
+        for index in range(chunks):
+            out = rollout(
+                self.dit, text, key, chunks=1, grid=grid, strategy=strategy, trim=trim,
+                initial=None if index else initial, state=inner,
+            )  # fmt: skip
+            inner = out.state
+            number = int(inner.chunk) - 1
+            if not jnp.isfinite(out.latents).all():
+                raise NonFiniteError(number)
+            latents = out.latents
+            if index == 0 and initial is not None:
+                latents = jnp.concatenate([initial, latents], axis=1)
+            # One latent frame at a time: the same program whatever the number of frames.
+            decoded = []
+            for i in range(latents.shape[1]):
+                part, cache = decode(cache, latents[:, i : i + 1])
+                decoded.append(part)
+            ready = np.concatenate([surplus, *decoded], axis=1)
+            own = sum(part.shape[1] for part in decoded[-strategy.chunk :])
+            start = shown + ready.shape[1] - own
+            take = frames - shown if index == chunks - 1 else ready.shape[1]
+            surplus = ready[:, take:]
+            state = State(inner, cache, surplus)
+            yield Chunk(number, start, chunks, ready[:, :take], out, state)
+            shown += take
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises ValueError if one of the prompts is empty, or there is none."""
+    if not prompts or not all(clean(prompt) for prompt in prompts):
+        raise ValueError("the prompt is empty: say what the video should show.")
+
+
+def check_size(config: ModelConfig, size: tuple[int, int]) -> None:
+    """Raises ValueError if the model can't make videos of `size` (height, width)."""
+    unit = config.vae.spatial_stride * config.dit.patch
+    if min(size) < unit or size[0] % unit or size[1] % unit:
+        raise ValueError(
+            f"a video of {size[1]}x{size[0]} pixels can't be: sides must be multiples of {unit}."
+        )
+
+
+def frame_count(seconds: float) -> int:
+    """Frames of a video of `seconds`. Raises ValueError if there is none."""
+    if not 0 < seconds < float("inf") or round(FPS * seconds) < 1:
+        raise ValueError(f"a video needs seconds for at least one frame, not {seconds:g}.")
+    return round(FPS * seconds)
+
+
+def find(model: str | Path) -> Path:
+    """The folder of a model: "shapes", or a converted checkpoint's. Raises ModelError."""
+    folder = EMBEDDED.get(str(model), Path(model))
+    if not folder.is_dir():
+        names = ", ".join(map(repr, EMBEDDED))
+        raise ModelError(
+            f"there is no model {str(model)!r}: give {names} (embedded) or the folder of a "
+            "converted checkpoint."
+        )
+    return folder
+
+
+def default_dtype() -> DTypeLike:
+    """float32 on a CPU, bfloat16 on a GPU or TPU."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def load(
+    model: str | Path, dtype: DTypeLike | None = None, *, allow_bidirectional: bool = False
+) -> Pipeline:
+    """Loads a model: "shapes", which is embedded, or the folder of a converted checkpoint.
+
+    dtype: of all weights; float32 on a CPU and bfloat16 on a GPU or TPU if not given.
+    allow_bidirectional: load a model that wasn't trained to generate chunk by chunk too.
+
+    Raises ModelError.
+    """
+    folder = find(model)
+    config, kind = read_config(folder)
+    if kind == "bidirectional" and not allow_bidirectional:
+        raise ModelError(
+            f"{folder} is a bidirectional model, which generates garbage chunk by chunk: take a "
+            "causal generator (Self Forcing, Rolling Forcing, CausVid, LongLive), or allow it."
+        )
+    pieces = folder / "tokenizer.model"
+    if not pieces.is_file():
+        raise ModelError(f"{folder} has no tokenizer.model: convert the model again.")
+    dtype = default_dtype() if dtype is None else dtype
+    parts = {name: load_part(folder, name, getattr(config, name), dtype) for name in PARTS}
+    tokenizer = Tokenizer(pieces, config.text.text_len)
+    return Pipeline(**parts, tokenizer=tokenizer, config=config, kind=kind)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_text(
+    graph: nnx.GraphDef, params: nnx.State, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
+) -> Float[Array, "b l e"]:
+    return nnx.merge(graph, params)(ids, mask)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_video(
+    graph: nnx.GraphDef, params: nnx.State, video: Float[Array, "b T H W 3"]
+) -> Float[Array, "b t h w c"]:
+    return wide(nnx.merge(graph, params).encode(video))
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(
+    graph: nnx.GraphDef, params: nnx.State, cache: Cache, latents: Float[Array, "b t h w c"]
+) -> tuple[UInt8[Array, "b T H W 3"], Cache]:
+    frames, cache = nnx.merge(graph, params).decode_stream(cache, latents)
+    return jnp.round((wide(frames) + 1) * 127.5).astype(jnp.uint8), cache
