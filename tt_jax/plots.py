@@ -1,0 +1,195 @@
+"""One picture of a rollout, or of two side by side: severity, token drift, frames over time."""
+
+import textwrap
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from tt_jax.files import whole
+from tt_jax.pipeline import Video
+
+# Okabe and Ito's palette, which the colour-blind can tell apart.
+COLOURS = ("#56534F", "#0072B2")
+THRESHOLD, ABNORMAL = "#E69F00", "#D55E00"
+INK, FAINT, SHADE = "#333333", "#9A9A9A", "#F2F2F2"
+DRIFT = "Blues"
+
+# Inches.
+WIDTH, LEFT, RIGHT, GAP = 11.0, 0.75, 0.6, 0.08
+PANEL, TOP, BELOW_PANEL, BELOW_RUN = 2.3, 1.0, 0.7, 0.44
+COLUMNS = 9
+
+
+def picture(
+    runs: Mapping[str, Video], title: str, note: str = "", *, acted: bool = True, sample: int = 0
+) -> Figure:
+    """Draws the rollouts of one sample, one or two of equal length, by their labels.
+
+    Above: severity over time, with the threshold and the abnormal chunks of the last run. Below,
+    for each run: frames, and the drift maps of their chunks with the dropped tokens outlined; one
+    scale for all. acted: whether the last run's abnormal chunks were made again.
+    """
+    last = list(runs.values())[-1]
+    chunks = columns(np.asarray(last.rollout.triggered)[sample])
+    side = (WIDTH - LEFT - RIGHT - (COLUMNS - 1) * GAP) / COLUMNS
+    tall, drift_tall = (
+        side * h / w for h, w in (last.frames.shape[2:4], last.rollout.drift.shape[2:])
+    )
+    row = tall + GAP + drift_tall + BELOW_RUN
+    height = TOP + PANEL + BELOW_PANEL + len(runs) * row
+    figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
+
+    def axes(x: float, y: float, w: float, h: float) -> Axes:
+        """Axes whose upper left corner is at (x, y), in inches from the picture's."""
+        return figure.add_axes((x / WIDTH, 1 - (y + h) / height, w / WIDTH, h / height))
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        style = {"color": INK, "va": "top"} | style
+        figure.text(x / WIDTH, 1 - y / height, text, parse_math=False, **style)
+
+    def write_side(y: float, text: str, **style: Any) -> None:
+        write(LEFT - 0.12, y, text, rotation=90, size=9, ha="right", va="center", **style)
+
+    write(LEFT, 0.18, textwrap.shorten(title, 105, placeholder=" …"), size=12, weight="bold")
+    write(LEFT, 0.47, note, size=8.5, color="#666666")
+    severity(axes(LEFT, TOP, WIDTH - LEFT - RIGHT, PANEL), runs, acted=acted, sample=sample)
+
+    ceiling = max(_highest(video.rollout.drift[sample]) for video in runs.values())
+    y = TOP + PANEL + BELOW_PANEL
+    for label, video in runs.items():
+        below = y + tall + GAP
+        write_side(y + tall / 2, label if len(runs) > 1 else "frames", weight="bold")
+        write_side(below + drift_tall / 2, "token drift")
+        drift, pruned = (np.asarray(x)[sample] for x in (video.rollout.drift, video.rollout.pruned))
+        ends = [*video.starts[1:], video.frames.shape[1]]
+        for column, chunk in enumerate(chunks):
+            x = LEFT + column * (side + GAP)
+            frame = (video.starts[chunk] + ends[chunk]) // 2
+            dropped = pruned[chunk] > 0
+            where = axes(x, y, side, tall)
+            where.imshow(video.frames[sample, frame], interpolation="nearest", aspect="auto")
+            _bare(where)
+            where = axes(x, below, side, drift_tall)
+            image = drift_map(where, drift[chunk], dropped, ceiling)
+            marked = {"color": ABNORMAL, "weight": "bold"} if dropped.any() else {"color": INK}
+            where.set_xlabel(f"{frame / video.fps:.1f} s", size=8.5, labelpad=3, **marked)
+        bar = figure.colorbar(image, cax=axes(WIDTH - RIGHT + 0.15, below, 0.12, drift_tall))
+        bar.outline.set_visible(False)
+        bar.locator = MaxNLocator(3)
+        bar.ax.tick_params(labelsize=7.5, length=2, color=FAINT, labelcolor=INK)
+        y += row
+    return figure
+
+
+def _highest(drift: Float[np.ndarray, "chunks h w"]) -> float:
+    drift = np.asarray(drift)
+    return max(drift[np.isfinite(drift)], default=1.0)
+
+
+def columns(triggered: Bool[np.ndarray, " chunks"]) -> list[int]:
+    """Up to 9 chunks to show: first, last and evenly between, moved to near interventions."""
+    count = len(triggered)
+    if count <= COLUMNS:
+        return list(range(count))
+    even = np.linspace(0, count - 1, COLUMNS)
+    reach = even[1] / 2
+    chosen = []
+    for place in even:
+        near = [c for c in np.flatnonzero(triggered) if abs(c - place) < reach]
+        inner = 0 < place < count - 1
+        chosen.append(min(near, key=lambda c: abs(c - place)) if near and inner else round(place))
+    return [int(chunk) for chunk in chosen]
+
+
+def severity(
+    axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sample: int = 0
+) -> None:
+    """Severity per chunk of each run; threshold and abnormal chunks of the last one."""
+    handles = []
+    for (label, video), colour in zip(runs.items(), COLOURS[-len(runs) :], strict=True):
+        first, kept, threshold, triggered = (
+            np.asarray(getattr(video.rollout, name))[sample]
+            for name in ("severity", "accepted_severity", "threshold", "triggered")
+        )
+        edges = np.array([*video.starts, video.frames.shape[1]]) / video.fps
+        middle = (edges[:-1] + edges[1:]) / 2
+        style = {"color": colour, "lw": 1.6, "marker": "o", "ms": 3.2}
+        axes.plot(middle, kept, zorder=3, **style)
+        name = "severity" if len(runs) == 1 else f"severity, {label}"
+        handles.append(Line2D([], [], label=name, **style))
+
+    tested = np.isfinite(threshold)
+    axes.stairs(
+        np.where(tested, threshold, np.nan), edges, baseline=None, color=THRESHOLD, lw=1.6, zorder=2
+    )
+    handles.append(Line2D([], [], color=THRESHOLD, lw=1.6, label="threshold"))
+    axes.axvspan(edges[0], edges[np.argmax(tested) if tested.any() else -1], color=SHADE, lw=0)
+    handles.append(Patch(color=SHADE, label="no test yet"))
+    if triggered.any():
+        style = {"marker": "D", "ms": 5.5, "ls": "", "color": ABNORMAL, "mec": "white"}
+        for chunk in np.flatnonzero(triggered):
+            axes.axvspan(edges[chunk], edges[chunk + 1], color=ABNORMAL, alpha=0.13, lw=0)
+        axes.vlines(middle[triggered], first[triggered], kept[triggered], color=ABNORMAL, lw=1)
+        axes.plot(middle[triggered], first[triggered], zorder=4, **style)
+        name = "abnormal" + (": made again without the outlined tokens" if acted else "")
+        handles.append(Line2D([], [], label=name, **style))
+
+    axes.margins(y=0.12)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, edges[-1])
+    axes.set_xlabel("time in the video, seconds", size=9, color=INK)
+    axes.set_ylabel("severity", size=9, color=INK)
+    axes.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
+    axes.grid(axis="y", color="#E6E6E6", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(-0.008, 1.0), ncols=len(handles),
+        frameon=False, fontsize=8.5, labelcolor=INK, handlelength=1.6, columnspacing=1.6,
+    )  # fmt: skip
+
+
+def drift_map(
+    axes: Axes, drift: Float[np.ndarray, "h w"], dropped: Bool[np.ndarray, "h w"], ceiling: float
+) -> AxesImage:
+    """One chunk's token drift, from 0 to `ceiling`, with the dropped tokens outlined."""
+    image = axes.imshow(drift, cmap=DRIFT, vmin=0, vmax=ceiling, interpolation="nearest")
+    if not np.isfinite(drift).any():
+        axes.set_facecolor(SHADE)
+        where = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+        axes.text(0.5, 0.5, "nothing to\ncompare with", size=7, color="#777777", **where)
+    # Between a dropped token and another one, above or to the left of it, runs a line.
+    padded = np.pad(dropped, 1)
+    above, beside = (np.argwhere(np.diff(padded, axis=axis)) for axis in (0, 1))
+    lines = [[(x - 1.5, y - 0.5), (x - 0.5, y - 0.5)] for y, x in above]
+    lines += [[(x - 0.5, y - 1.5), (x - 0.5, y - 0.5)] for y, x in beside]
+    axes.add_collection(LineCollection(lines, colors=ABNORMAL, lw=1.3, capstyle="round"))
+    _bare(axes)
+    return image
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(color="#D0D0D0", lw=0.6)
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Writes a picture, whole or not at all; the suffix decides on the format."""
+    with whole(Path(path)) as aside, warnings.catch_warnings():
+        # A prompt may be in any script; matplotlib's font draws a box for what it lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(aside)
