@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from tt_jax.layers import wide_dtype
 from tt_jax.models.dit import KV
 
 
@@ -62,7 +63,7 @@ def empty(
     return Context(
         k=jnp.zeros(shape, dtype),
         v=jnp.zeros(shape, dtype),
-        tokens=jnp.zeros((batch, slots, tokens, token_dim), jnp.promote_types(dtype, jnp.float32)),
+        tokens=jnp.zeros((batch, slots, tokens, token_dim), wide_dtype(dtype)),
         valid=jnp.zeros((batch, slots, tokens), bool),
         frame=jnp.full((slots,), -1, jnp.int32),
         sink=sink,
@@ -111,6 +112,6 @@ def attention_mask(valid: Bool[Array, "b s p"], own: int) -> Bool[Array, "b 1 ke
 def kept_fraction(context: Context) -> Float[Array, " b"]:
     """Valid entries over written entries, per sample; 1 while nothing is written."""
     batch, _, per_frame = context.valid.shape
-    written = jnp.sum(context.filled) * per_frame
-    kept = jnp.sum(context.valid.reshape(batch, -1), axis=1)
-    return jnp.where(written > 0, kept / jnp.maximum(written, 1), 1.0).astype(jnp.float32)
+    written = (jnp.sum(context.filled) * per_frame).astype(jnp.float32)
+    kept = jnp.sum(context.valid.reshape(batch, -1), axis=1).astype(jnp.float32)
+    return jnp.where(written > 0, kept / jnp.maximum(written, 1), 1.0)

@@ -59,7 +59,10 @@ class Statistics:
     @property
     def deviation(self) -> Float[Array, " b"]:
         """Population standard deviation."""
-        return jnp.sqrt(self.squares / jnp.maximum(self.count, 1))
+        return jnp.sqrt(self.squares / self._at_least_one(self.count))
+
+    def _at_least_one(self, count: Int[Array, " b"]) -> Float[Array, " b"]:
+        return jnp.maximum(count, 1).astype(self.mean.dtype)
 
     def threshold(self, lam: Float[Array, ""], warmup: int) -> Float[Array, " b"]:
         """mean + lam deviation (equation 5), infinite until `warmup` severities were seen."""
@@ -67,8 +70,8 @@ class Statistics:
 
     def update(self, value: Float[Array, " b"], measured: Bool[Array, ""]) -> "Statistics":
         """With one more accepted severity, unless nothing was measured."""
-        count = self.count + measured
+        count = self.count + measured.astype(jnp.int32)
         step = jnp.where(measured, value - self.mean, 0.0)
-        mean = self.mean + step / jnp.maximum(count, 1)
+        mean = self.mean + step / self._at_least_one(count)
         squares = self.squares + step * jnp.where(measured, value - mean, 0.0)
         return Statistics(count, mean, squares)

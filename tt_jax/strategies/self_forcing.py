@@ -72,6 +72,14 @@ class Attempt:
     valid: Bool[Array, "b s p"]
 
 
+def share_of_frames(
+    dropped: Bool[Array, "b s p"], may_drop: Bool[Array, " s"]
+) -> Float[Array, "b p"]:
+    """In what share of the slots that may lose entries each position lost its own."""
+    lost = jnp.sum(dropped, axis=1).astype(jnp.float32)
+    return lost / jnp.maximum(jnp.sum(may_drop), 1).astype(jnp.float32)
+
+
 def choose(use: Bool[Array, " b"], yes: Any, no: Any) -> Any:
     """Per sample, the leaves of `yes` or of `no`."""
     return jax.tree.map(
@@ -273,7 +281,7 @@ class SelfForcing:
             threshold=threshold,
             triggered=triggered,
             kept_fraction=ctx.kept_fraction(dataclasses.replace(context, valid=kept.valid)),
-            pruned=jnp.sum(dropped, axis=1) / jnp.maximum(jnp.sum(may_drop), 1),
+            pruned=share_of_frames(dropped, may_drop),
         )
         state = dataclasses.replace(
             state,

@@ -1,0 +1,240 @@
+"""The invariants of the design, by their numbers. Tiny random models, float32, CPU."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tt_jax import SelfForcing, TokenTrim, rollout
+from tt_jax.attention import rotate, rotation
+from tt_jax.models.dit import KV, DiT, DiTConfig
+from tt_jax.rollout import _begin, _rollout
+from tt_jax.schedule import time_sinusoid
+
+GRID = (8, 8)
+CONFIG = DiTConfig(
+    dim=48, ffn_dim=64, layers=2, heads=2, channels=4, text_dim=16, text_len=6, freq_dim=256
+)
+# 16 tokens, lambda far below any severity: every chunk from the fourth on triggers.
+EAGER = TokenTrim(p=0.2, lam=-100.0)
+STRATEGY = SelfForcing(window=9)
+
+
+@pytest.fixture(scope="module")
+def dit() -> DiT:
+    """A tiny transformer with weights large enough for every part to matter."""
+    model = DiT(CONFIG, rngs=nnx.Rngs(0))
+    state = nnx.state(model)
+    leaves, structure = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    noisy = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    nnx.update(model, jax.tree.unflatten(structure, noisy))
+    return model
+
+
+@pytest.fixture(scope="module")
+def text() -> jax.Array:
+    """Two prompts, zero-padded."""
+    rows = jax.random.normal(jax.random.key(1), (2, CONFIG.text_len, CONFIG.text_dim))
+    return rows.at[0, 4:].set(0).at[1, 2:].set(0)
+
+
+def run(dit, text, chunks=7, key=0, trim=EAGER, strategy=STRATEGY, **more):
+    return rollout(
+        dit, text, jax.random.key(key), chunks=chunks, grid=GRID, strategy=strategy, trim=trim,
+        **more,
+    )  # fmt: skip
+
+
+def equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
+
+
+def records(out):
+    return {
+        field.name: getattr(out, field.name)
+        for field in dataclasses.fields(out)
+        if field.name != "state"
+    }
+
+
+def assert_same(a, b, rows=slice(None), chunks=slice(None), frames=slice(None)):
+    """Latents within 1e-6, equal triggers and drops, over the given samples, chunks and frames."""
+    left, right = np.asarray(a.latents)[rows, frames], np.asarray(b.latents)[rows, frames]
+    assert np.linalg.norm(left - right) <= 1e-6 * np.linalg.norm(right)
+    for name in ("triggered", "pruned"):
+        left, right = (np.asarray(getattr(x, name))[rows, chunks] for x in (a, b))
+        np.testing.assert_array_equal(left, right)
+
+
+# --- 1: static shapes ---------------------------------------------------------------------------
+
+
+def test_1_one_compilation_whatever_is_pruned(dit, text):
+    run(dit, text, trim=TokenTrim(lam=1.0))
+    before = _rollout._cache_size()
+    outs = [run(dit, text, key=k, trim=TokenTrim(lam=lam)) for k, lam in ((0, -3.0), (1, 1e9))]
+    assert _rollout._cache_size() == before
+    assert outs[0].triggered.any() and not outs[1].triggered.any()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_1_memory_does_not_grow_with_chunks(dit, text, batch):
+    graph, params = nnx.split(dit)
+    state = _begin(
+        graph, params, text[:batch], jax.random.key(0), GRID, STRATEGY, None
+    )
+
+    def temporary(chunks):
+        lowered = _rollout.lower(
+            graph, params, text[:batch], chunks, GRID, STRATEGY, EAGER, None, state, False
+        )
+        analysis = lowered.compile().memory_analysis()
+        return analysis.temp_size_in_bytes, analysis.output_size_in_bytes
+
+    (short, short_out), (long, long_out) = temporary(10), temporary(200)
+    # The outputs are once more in the temporaries, where the scan stacks them.
+    assert long - short <= (long_out - short_out) + 0.01 * short
+
+
+@pytest.mark.parametrize("frame", [0, 4095, 4096, 5000, 100_000, 16_000_000])
+def test_1_frame_positions_have_no_end(frame):
+    cos, sin = jax.jit(lambda f: rotation(f, 2, 3, 128))(jnp.array([frame], jnp.int32))
+    frequency = 10000.0 ** (-np.arange(22) / 22)
+    angle = frame * frequency
+    for got, want in ((cos, np.cos(angle)), (sin, np.sin(angle))):
+        np.testing.assert_allclose(np.asarray(got)[0, :22], want, atol=1e-6)
+
+
+# --- 2: a pruned entry has no influence ---------------------------------------------------------
+
+
+def test_2_poisoned_entries_change_nothing(dit, text):
+    state = run(dit, text).state
+    context = state.context
+    assert not context.valid.all(), "nothing was pruned, so nothing is tested"
+    hole = ~context.valid[None, ..., None, None]
+    poisoned = dataclasses.replace(
+        context, k=jnp.where(hole, 1e4, context.k), v=jnp.where(hole, -1e4, context.v)
+    )
+    clean = run(dit, text, chunks=1, state=state, trim=TokenTrim.off())
+    dirty = run(
+        dit, text, chunks=1, state=dataclasses.replace(state, context=poisoned),
+        trim=TokenTrim.off(),
+    )  # fmt: skip
+    assert equal(clean.latents, dirty.latents)
+
+
+def test_2_masking_equals_removing(dit, text):
+    cross = dit.encode_text(text[:1])
+    shape = (CONFIG.layers, 1, 40, CONFIG.heads, CONFIG.head_dim)
+    k, v = (jax.random.normal(jax.random.key(i), shape) for i in (2, 3))
+    keep = np.random.default_rng(0).random(40) < 0.6
+    x = jax.random.normal(jax.random.key(4), (1, 3, *GRID, CONFIG.channels))
+    time = jnp.asarray(time_sinusoid(np.full((1, 3), 0.8), CONFIG.freq_dim))
+    frames = jnp.arange(3)
+    mask = jnp.asarray(np.concatenate([keep, np.ones(48, bool)]))[None, None]
+    masked, _ = dit(x, time, cross, frames, KV(k, v), mask)
+    removed, _ = dit(x, time, cross, frames, KV(k[:, :, keep], v[:, :, keep]))
+    unmasked, _ = dit(x, time, cross, frames, KV(k, v))
+    assert np.linalg.norm(masked - removed) <= 1e-6 * np.linalg.norm(removed)
+    assert np.linalg.norm(masked - unmasked) > 1e-3 * np.linalg.norm(removed)
+
+
+# --- 3: off is the plain strategy ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["final", "first_step"])
+@pytest.mark.parametrize("accept", ["always", "better"])
+def test_3_off_and_never_triggering_are_plain(dit, text, when, accept):
+    plain = run(dit, text, trim=TokenTrim.off())
+    never = run(dit, text, trim=TokenTrim(lam=1e9, when=when, accept=accept))
+    assert equal(plain.latents, never.latents)
+    eager = run(dit, text, trim=dataclasses.replace(EAGER, when=when))
+    assert not equal(plain.latents, eager.latents)
+
+
+# --- 4: the scan is a loop ----------------------------------------------------------------------
+
+
+def test_4_scan_equals_python_loop(dit, text):
+    out = run(dit, text)
+    state = STRATEGY.start(dit, 2, GRID, jax.random.key(0))
+    cross = dit.encode_text(text)
+    step = jax.jit(lambda state, noise: STRATEGY.step(dit, cross, state, noise, EAGER))
+    for chunk in range(7):
+        noise = STRATEGY.noise(state, (2, 3, *GRID, CONFIG.channels))
+        state, x0, record = step(state, noise)
+        want = out.latents[:, 3 * chunk : 3 * chunk + 3]
+        assert np.linalg.norm(x0 - want) <= 1e-6 * np.linalg.norm(want)
+        np.testing.assert_array_equal(record.triggered, out.triggered[:, chunk])
+        np.testing.assert_array_equal(record.pruned, out.pruned[:, chunk].reshape(2, -1))
+
+
+# --- 5: prefix and continuation -----------------------------------------------------------------
+
+
+def test_5_prefix(dit, text):
+    long, short = run(dit, text, chunks=9), run(dit, text, chunks=5)
+    assert_same(long, short, chunks=slice(5), frames=slice(15))
+
+
+@pytest.mark.parametrize("when", ["final", "first_step"])
+def test_5_continuing_equals_not_stopping(dit, text, when):
+    trim = dataclasses.replace(EAGER, when=when, resample_noise=True)
+    whole = run(dit, text, chunks=8, trim=trim)
+    first = run(dit, text, chunks=3, trim=trim)
+    second = run(dit, text, chunks=5, trim=trim, state=first.state)
+    joined = jax.tree.map(
+        lambda a, b: jnp.concatenate([a, b], axis=1), records(first), records(second)
+    )
+    assert_same(whole, type("Joined", (), joined))
+    assert second.triggered.any()
+
+
+# --- 6: samples are independent -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("select", ["top", "random", "none"])
+def test_6_neighbours_do_not_matter(dit, text, select):
+    trim = TokenTrim(p=0.2, lam=0.5, select=select, resample_noise=True)
+    one = run(dit, text, chunks=9, trim=trim)
+    assert one.triggered.any()
+    # The same first sample beside another neighbour, at equal batch size.
+    other = run(dit, text.at[1].set(3.0), chunks=9, trim=trim)
+    assert not equal(one.triggered[1], other.triggered[1])
+    assert equal(
+        {k: jnp.nan_to_num(v[0]) for k, v in records(one).items()},
+        {k: jnp.nan_to_num(v[0]) for k, v in records(other).items()},
+    )
+
+
+# --- 7: the buffer equals one block-causal pass -------------------------------------------------
+
+
+def test_7_chunks_with_context_equal_one_block_causal_pass(dit, text):
+    cross = dit.encode_text(text)
+    frames, size, tokens = 9, 3, 16
+    x = jax.random.normal(jax.random.key(5), (2, frames, *GRID, CONFIG.channels))
+    time = jnp.asarray(time_sinusoid(np.linspace(0.1, 0.9, 9)[None], CONFIG.freq_dim))
+    block = np.repeat(np.arange(3), size * tokens)
+    mask = jnp.asarray(block[:, None] >= block)[None]
+    want, _ = dit(x, time, cross, jnp.arange(frames), None, mask)
+    past = None
+    for start in range(0, frames, size):
+        index = jnp.arange(start, start + size)
+        part = slice(start, start + size)
+        got, kv = dit(x[:, part], time[:, part], cross, index, past)
+        assert np.linalg.norm(got - want[:, part]) <= 1e-6 * np.linalg.norm(want[:, part])
+        k = rotate(kv.k, rotation(index, 4, 4, CONFIG.head_dim))
+        past = KV(k, kv.v) if past is None else KV(*map(_join, past, (k, kv.v)))
+
+
+def _join(a, b):
+    return jnp.concatenate([a, b], axis=2)
