@@ -7,6 +7,7 @@ Axes: B batch, F frames, P tokens of a frame, D token width, S context slots.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,51 @@ def summary(tokens: Float[Array, "b f p d"]) -> Float[Array, "b p d"]:
 def token_drift(now: Float[Array, "*b p d"], before: Float[Array, "*b p d"]) -> Float[Array, "*b p"]:
     """Euclidean distance between two summaries, token by token (equation 2)."""
     return jnp.sqrt(jnp.sum((now - before) ** 2, axis=-1))
+
+
+def neighbour_drift(
+    now: Float[Array, "b p d"], before: Float[Array, "b p d"], grid: tuple[int, int]
+) -> Float[Array, "b p"]:
+    """Distance of every token to the nearest of the 3x3 around its place in the summary before.
+
+    grid: the tokens' rows and columns. What moves by up to one token counts as stable.
+    """
+    rows, columns = grid
+    # At the border, repeating it adds no candidate that isn't in the 3x3 already.
+    around = ((0, 0), (1, 1), (1, 1), (0, 0))
+    padded = jnp.pad(before.reshape(before.shape[0], rows, columns, -1), around, mode="edge")
+    shifted = [
+        padded[:, y : y + rows, x : x + columns].reshape(before.shape)
+        for y in range(3)
+        for x in range(3)
+    ]
+    return functools.reduce(jnp.minimum, [token_drift(now, other) for other in shifted])
+
+
+def novelty(
+    tokens: Float[Array, "b f p d"], context: Float[Array, "b s p d"], filled: Bool[Array, " s"]
+) -> Float[Array, "b p"]:
+    """Distance to the nearest token at any place of any filled slot, mean over the new frames."""
+    batch, frames, places, width = tokens.shape
+    new = tokens.reshape(batch, frames * places, width)
+
+    def look(best: tuple[Array, Array], slot: tuple[Array, Array]) -> tuple[tuple, None]:
+        """Slot by slot, so that F P x P products are the most that is held at once."""
+        nearest, score = best
+        old, there = slot
+        products = jnp.einsum("bqd,bpd->bqp", new, old, precision=jax.lax.Precision.HIGHEST)
+        # The squared distance, but for the new token's own square.
+        scores = jnp.sum(old**2, axis=-1)[:, None] - 2 * products
+        index = jnp.argmin(scores, axis=-1)[..., None]
+        candidate = jnp.take_along_axis(old, index, axis=1)
+        value = jnp.where(there, jnp.take_along_axis(scores, index, axis=-1), jnp.inf)
+        closer = value < score
+        return (jnp.where(closer, candidate, nearest), jnp.where(closer, value, score)), None
+
+    start = (jnp.zeros_like(new), jnp.full((*new.shape[:2], 1), jnp.inf, new.dtype))
+    (nearest, _), _ = jax.lax.scan(look, start, (jnp.moveaxis(context, 1, 0), filled))
+    # Again as a difference: the expanded square has lost the digits of what is close.
+    return jnp.mean(token_drift(new, nearest).reshape(batch, frames, places), axis=1)
 
 
 def top(drift: Float[Array, "b p"], count: int) -> Bool[Array, "b p"]:

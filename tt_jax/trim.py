@@ -3,7 +3,8 @@
 Knows drift and masks, no model. A pruning policy is one small function
 `(drift [B, N], entry_drift [B, S, N], key [B]) -> drop [B, S, N]`: drift is the new chunk's token
 drift against the summary before it, entry_drift each cached frame's token distance to the new
-summary, key one random key per sample. A new policy is one more entry in `POLICIES`.
+summary, key one random key per sample. A new policy is one more entry in `POLICIES`; one that
+comes with a drift of its own, which severity and trigger then use too, also one in `MEASURES`.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from tt_jax import drift as measure
+from tt_jax import drift as measures
 
 Policy = Callable[
     [Float[Array, "b n"], Float[Array, "b s n"], Key[Array, " b"]], Bool[Array, "b s n"]
@@ -29,18 +30,18 @@ def _everywhere(positions: Bool[Array, "b n"], like: Float[Array, "b s n"]) -> B
 
 def _top(drift, entry_drift, key, *, count):
     """The paper's rule: the most drifting positions, in every cached frame."""
-    return _everywhere(measure.top(drift, count), entry_drift)
+    return _everywhere(measures.top(drift, count), entry_drift)
 
 
 def _bottom(drift, entry_drift, key, *, count):
     """Control: the least drifting positions."""
-    return _everywhere(measure.top(-drift, count), entry_drift)
+    return _everywhere(measures.top(-drift, count), entry_drift)
 
 
 def _random(drift, entry_drift, key, *, count):
     """Control: as many positions, drawn at random."""
     score = jax.vmap(lambda k: jax.random.uniform(k, drift.shape[1:]))(key)
-    return _everywhere(measure.top(score, count), entry_drift)
+    return _everywhere(measures.top(score, count), entry_drift)
 
 
 def _none(drift, entry_drift, key, *, count):
@@ -52,12 +53,12 @@ def _adaptive(drift, entry_drift, key, *, count):
     """Of the paper's positions, those whose robust z-score exceeds 3: p is a budget, no quota."""
     median = jnp.median(drift, axis=-1, keepdims=True)
     spread = 1.4826 * jnp.median(jnp.abs(drift - median), axis=-1, keepdims=True)
-    return _everywhere(measure.top(drift, count) & (drift > median + 3 * spread), entry_drift)
+    return _everywhere(measures.top(drift, count) & (drift > median + 3 * spread), entry_drift)
 
 
 def _per_frame(drift, entry_drift, key, *, count):
     """The paper's positions, but only in the frames as far off as the least drifting of them."""
-    chosen = measure.top(drift, count)
+    chosen = measures.top(drift, count)
     least = jnp.min(jnp.where(chosen, drift, jnp.inf), axis=-1)
     return chosen[:, None] & (entry_drift >= least[:, None, None])
 
@@ -69,7 +70,28 @@ POLICIES: dict[str, Callable[..., Bool[Array, "b s n"]]] = {
     "none": _none,
     "adaptive": _adaptive,
     "per_frame": _per_frame,
+    "motion": _top,
+    "novelty": _top,
 }
+
+
+def _paper(tokens, before, context, filled, grid):
+    """Equation 2: against the same place in the summary before."""
+    return measures.token_drift(measures.summary(tokens), before)
+
+
+def _motion(tokens, before, context, filled, grid):
+    """Against the nearest of the 3x3 places in the summary before, so that motion costs less."""
+    return measures.neighbour_drift(measures.summary(tokens), before, grid)
+
+
+def _novelty(tokens, before, context, filled, grid):
+    """Frame by frame against the nearest token of the context: averages blur what moves."""
+    return measures.novelty(tokens, context, filled)
+
+
+# By the name of the policy; all others, a user's own included, go with the paper's.
+MEASURES: dict[str, Callable[..., Float[Array, "b n"]]] = {"motion": _motion, "novelty": _novelty}
 
 
 @jax.tree_util.register_dataclass
@@ -85,8 +107,10 @@ class TokenTrim:
         unstable set of the attempt before it. 0 only measures.
     when: "final" measures the finished chunk (Algorithm 1); "first_step" the x0 prediction of the
         first denoising step, so that an intervention costs one pass instead of a chunk.
-    select: which entries to drop, a name in `POLICIES` or a function of your own. The trigger is
-        always that of the paper.
+    select: which entries to drop, a name in `POLICIES` or a function of your own. Drift, and so
+        the trigger, is always the paper's, but for "motion" (against the nearest of the 3x3 places)
+        and "novelty" (against the nearest token of the context, finished frames under either
+        `when`), which drop the most drifting positions by their own measure.
     accept: "always" keeps the last attempt and its pruned context (the paper); "better" keeps
         whichever attempt drifts least, with the context it was made from.
     resample_noise: draw fresh noise for a further attempt instead of using the first one's.
@@ -136,6 +160,23 @@ class TokenTrim:
         """Size of the unstable set, ceil(p N)."""
         # The margin keeps ceil(0.1 * 30) from being 4.
         return math.ceil(self.p * tokens - 1e-9)
+
+    def measure(
+        self,
+        tokens: Float[Array, "b f n d"],
+        before: Float[Array, "b n d"],
+        context: Float[Array, "b s n d"],
+        filled: Bool[Array, " s"],
+        grid: tuple[int, int],
+    ) -> Float[Array, "b n"]:
+        """Token drift of a chunk, without gradient.
+
+        tokens: of the chunk's frames. before: summary of the chunk before it. context: tokens of
+        the cached frames, in the slots that are `filled`. grid: rows and columns of the N tokens.
+        """
+        name = self.select if isinstance(self.select, str) else None
+        arrays = jax.lax.stop_gradient((tokens, before, context))
+        return MEASURES.get(name, _paper)(*arrays, filled, grid)
 
     def drop(
         self,

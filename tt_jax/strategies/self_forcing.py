@@ -235,6 +235,7 @@ class SelfForcing:
         """Generates, judges and remembers one chunk (Algorithm 1)."""
         context, statistics = state.context, state.statistics
         count = trim.count(context.valid.shape[2])
+        grid = (noise.shape[-3] // dit.config.patch, noise.shape[-2] // dit.config.patch)
         measured = 1 if trim.when == "first_step" else len(self.steps)
 
         def attempt(valid: Array, noise: Array) -> Attempt:
@@ -243,9 +244,10 @@ class SelfForcing:
             # Selection and trigger have no gradient; and an attempt is computed the same way
             # whatever is done with it afterwards.
             seen = jax.lax.stop_gradient(jax.lax.optimization_barrier(x0))
-            summary = measure.summary(measure.frame_tokens(seen, dit.config.patch))
-            drift = measure.token_drift(summary, state.summary)
-            return Attempt(x0, summary, drift, measure.severity(drift, count), valid)
+            tokens = measure.frame_tokens(seen, dit.config.patch)
+            drift = trim.measure(tokens, state.summary, context.tokens, context.filled, grid)
+            severity = measure.severity(drift, count)
+            return Attempt(x0, measure.summary(tokens), drift, severity, valid)
 
         first = kept = attempt(context.valid, noise)
         threshold = jnp.where(state.seen, statistics.threshold(trim.lam, trim.warmup), jnp.inf)
