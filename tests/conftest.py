@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from models import write_tiny_model
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -18,6 +19,12 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip("the arrays recorded from the originals aren't here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """Folder of a tiny random model."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tt_jax.files import whole
 from tt_jax.pipeline import Video
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
-COLOURS = ("#56534F", "#0072B2")
+RUNS = (("#B5B0AA", 2.6), ("#0072B2", 1.6))  # colour and width of lines; the second lies on top
 THRESHOLD, ABNORMAL = "#E69F00", "#D55E00"
 INK, FAINT, SHADE = "#333333", "#9A9A9A", "#F2F2F2"
 DRIFT = "Blues"
@@ -84,7 +84,8 @@ def picture(
             image = drift_map(where, drift[chunk], dropped, ceiling)
             marked = {"color": ABNORMAL, "weight": "bold"} if dropped.any() else {"color": INK}
             where.set_xlabel(f"{frame / video.fps:.1f} s", size=8.5, labelpad=3, **marked)
-        bar = figure.colorbar(image, cax=axes(WIDTH - RIGHT + 0.15, below, 0.12, drift_tall))
+        x = LEFT + len(chunks) * (side + GAP) + 0.07
+        bar = figure.colorbar(image, cax=axes(x, below, 0.12, drift_tall))
         bar.outline.set_visible(False)
         bar.locator = MaxNLocator(3)
         bar.ax.tick_params(labelsize=7.5, length=2, color=FAINT, labelcolor=INK)
@@ -117,14 +118,14 @@ def severity(
 ) -> None:
     """Severity per chunk of each run; threshold and abnormal chunks of the last one."""
     handles = []
-    for (label, video), colour in zip(runs.items(), COLOURS[-len(runs) :], strict=True):
+    for (label, video), (colour, width) in zip(runs.items(), RUNS[-len(runs) :], strict=True):
         first, kept, threshold, triggered = (
             np.asarray(getattr(video.rollout, name))[sample]
             for name in ("severity", "accepted_severity", "threshold", "triggered")
         )
         edges = np.array([*video.starts, video.frames.shape[1]]) / video.fps
         middle = (edges[:-1] + edges[1:]) / 2
-        style = {"color": colour, "lw": 1.6, "marker": "o", "ms": 3.2}
+        style = {"color": colour, "lw": width, "marker": "o", "ms": 2 * width}
         axes.plot(middle, kept, zorder=3, **style)
         name = "severity" if len(runs) == 1 else f"severity, {label}"
         handles.append(Line2D([], [], label=name, **style))

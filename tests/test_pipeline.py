@@ -1,0 +1,233 @@
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import PROMPT, TINY
+
+import tt_jax
+from tt_jax import pipeline
+from tt_jax.checkpoint import ModelError
+from tt_jax.pipeline import NonFiniteError
+
+# Every chunk from the fourth on triggers.
+EAGER = tt_jax.TokenTrim(p=0.2, lam=-100.0)
+OTHER_SIZE = (16, 48)  # tests that share a size, batch and policy share compiled programs
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    return tt_jax.load(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def video(pipe):
+    return pipe.generate(PROMPT, seconds=4, seed=3, trim=EAGER)
+
+
+def close(a, b):
+    return np.linalg.norm(np.asarray(a) - np.asarray(b)) <= 1e-6 * np.linalg.norm(b)
+
+
+# --- load ---------------------------------------------------------------------------------------
+
+
+def test_load(pipe):
+    assert pipe.kind == "causal generator"
+    assert pipe.config == TINY
+    assert pipe.strategy() == tt_jax.SelfForcing(window=TINY.window)
+    for part in (pipe.dit.head, pipe.vae.from_latents, pipe.text.blocks.q):
+        assert part.kernel.dtype == jnp.float32
+
+
+def test_load_casts_all_parts(tiny_model):
+    pipe = tt_jax.load(tiny_model, jnp.bfloat16)
+    for part in (pipe.dit.head, pipe.vae.from_latents, pipe.text.blocks.q):
+        assert part.kernel.dtype == jnp.bfloat16
+
+
+def test_unknown_model_names_the_embedded_ones():
+    with pytest.raises(ModelError, match=r"no model 'shape'.*'shapes'"):
+        tt_jax.load("shape")
+
+
+def test_bidirectional_models_are_refused_unless_allowed(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "wan")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"kind": "bidirectional"}))
+    with pytest.raises(ModelError, match="Self Forcing"):
+        tt_jax.load(folder)
+    assert tt_jax.load(folder, allow_bidirectional=True).kind == "bidirectional"
+
+
+def test_a_folder_without_tokenizer_is_refused(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(ModelError, match=r"tokenizer\.model"):
+        tt_jax.load(folder)
+
+
+def test_importing_stays_light():
+    code = "import sys, tt_jax; print(*{'matplotlib', 'imageio', 'PIL', 'av'} & sys.modules.keys())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == ""
+
+
+# --- generate and stream ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chunks"), [(1 / 16, 1), (0.5, 1), (9 / 16, 1), (10 / 16, 2), (1.3, 2), (1.4, 3)]
+)
+def test_exact_frames(pipe, seconds, chunks):
+    parts = list(pipe.stream(PROMPT, seconds=seconds, trim=EAGER))
+    assert [part.total for part in parts] == [chunks] * chunks
+    assert sum(part.frames.shape[1] for part in parts) == round(16 * seconds)
+
+
+def test_thirty_seconds_are_41_chunks_and_480_frames(pipe, monkeypatch):
+    planned = {}
+    monkeypatch.setattr(
+        pipeline.Pipeline, "_stream", lambda self, text, frames, chunks, *_: planned.update(
+            frames=frames, chunks=chunks
+        ),
+    )  # fmt: skip
+    pipe.stream(PROMPT, seconds=30)
+    assert planned == {"frames": 480, "chunks": 41}
+
+
+def test_generate_is_the_rollout_decoded(pipe, video):
+    """The stream's chunks, joined, against one scan and one decoding of the whole."""
+    scan = tt_jax.rollout(
+        pipe.dit, pipe.encode_prompt(PROMPT), jax.random.key(3), chunks=6, grid=(8, 8),
+        strategy=pipe.strategy(), trim=EAGER,
+    )  # fmt: skip
+    assert video.frames.shape == (1, 64, 32, 32, 3) and video.frames.dtype == np.uint8
+    assert video.fps == 16 and video.starts == (0, 9, 21, 33, 45, 57)
+    assert close(video.rollout.latents, scan.latents)
+    np.testing.assert_array_equal(video.rollout.triggered, scan.triggered)
+    np.testing.assert_array_equal(video.rollout.pruned, scan.pruned)
+    np.testing.assert_allclose(video.rollout.severity, scan.severity, rtol=1e-5)
+    np.testing.assert_allclose(video.rollout.threshold, scan.threshold, rtol=1e-4)
+    assert scan.triggered[0, 3:].all()
+    decoded = (np.asarray(pipe.vae.decode(scan.latents)) + 1) * 127.5
+    assert np.abs(decoded[:, :64] - video.frames).max() < 0.51
+    assert video.frames.std() > 10, "a flat video would equal anything"
+
+
+def test_stream_yields_what_generate_joins(pipe, video):
+    seen = []
+    parts = list(pipe.stream(PROMPT, seconds=4, seed=3, trim=EAGER))
+    again = pipe.generate(PROMPT, seconds=4, seed=3, trim=EAGER, progress=seen.append)
+    np.testing.assert_array_equal(np.concatenate([p.frames for p in parts], 1), video.frames)
+    np.testing.assert_array_equal(again.frames, video.frames)
+    assert [p.number for p in parts] == [chunk.number for chunk in seen] == list(range(6))
+    assert [p.rollout.latents.shape for p in parts] == [(1, 3, 8, 8, 4)] * 6
+
+
+def test_stream_compiles_once(pipe, video):
+    module = sys.modules["tt_jax.rollout"]
+    before = module._rollout._cache_size(), pipeline._decode._cache_size()
+    list(pipe.stream(PROMPT, seconds=6, seed=9, trim=EAGER))
+    assert (module._rollout._cache_size(), pipeline._decode._cache_size()) == before
+
+
+def test_samples_of_a_batch_differ_and_prompts_matter(pipe):
+    both = pipe.generate([PROMPT, PROMPT], seconds=0.5, size=OTHER_SIZE, trim=EAGER)
+    assert both.frames.shape == (2, 8, *OTHER_SIZE, 3)
+    assert (both.frames[0] != both.frames[1]).any()
+    other = "a large blue square standing still on navy stripes"
+    mixed = pipe.generate([PROMPT, other], seconds=0.5, size=OTHER_SIZE, trim=EAGER)
+    np.testing.assert_array_equal(both.frames[0], mixed.frames[0])
+    assert (both.frames[1] != mixed.frames[1]).any()
+
+
+def test_encoded_prompts_are_taken_as_they_are(pipe, video):
+    text = pipe.encode_prompt(PROMPT)
+    assert text.shape == (1, 24, 16)
+    again = pipe.generate(text, seconds=4, seed=3, trim=EAGER)
+    np.testing.assert_array_equal(again.frames, video.frames)
+
+
+def test_continuing_equals_not_stopping(pipe, video):
+    first = pipe.generate(PROMPT, seconds=1.5, seed=3, trim=EAGER)
+    second = pipe.generate(PROMPT, seconds=2.5, trim=EAGER, state=first.state)
+    assert first.frames.shape[1] == 24 and second.frames.shape[1] == 40
+    # 33 frames were decoded, 9 of them are the continuation's first.
+    assert first.state.surplus.shape[1] == second.starts[0] == 9
+    joined = np.concatenate([first.frames, second.frames], axis=1)
+    assert np.abs(joined.astype(int) - video.frames).max() <= 1
+
+
+# --- initial frames -----------------------------------------------------------------------------
+
+
+def test_initial_frames_come_first_and_count(pipe):
+    ramp = np.linspace(0, 255, OTHER_SIZE[0], dtype=np.uint8)[:, None, None]
+    clip = np.broadcast_to(ramp, (11, *OTHER_SIZE, 3))
+    settings = {"seconds": 2, "size": OTHER_SIZE, "trim": EAGER}
+    video = pipe.generate([PROMPT] * 2, initial=clip, **settings)
+    assert video.frames.shape == (2, 32, *OTHER_SIZE, 3)
+    # 11 frames are 9 for the VAE; then 23 more: 6 latent frames, 2 chunks.
+    assert video.starts == (9, 21)
+    assert np.isfinite(video.rollout.severity[:, 0]).all()
+    scaled = jnp.asarray(clip[None, 2:], jnp.float32) / 127.5 - 1
+    there_and_back = (pipe.vae.decode(pipe.vae.encode(scaled)) + 1) * 127.5
+    assert np.abs(np.asarray(there_and_back) - video.frames[:1, :9]).max() < 0.51
+    same = pipe.generate([PROMPT] * 2, initial=clip[None].astype(np.float64) / 255, **settings)
+    assert np.abs(same.frames.astype(int) - video.frames).max() <= 1
+
+
+# --- what can't be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 0.01, math.nan, math.inf])
+def test_seconds_without_a_frame(pipe, seconds):
+    with pytest.raises(ValueError, match="at least one frame"):
+        pipe.stream(PROMPT, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prompt": " \n"}, "prompt is empty"),
+        ({"prompt": []}, "prompt is empty"),
+        ({"size": (30, 32)}, "multiples of 8"),
+        ({"size": (0, 32)}, "multiples of 8"),
+        ({"initial": np.zeros((1, 16, 16, 3), np.uint8)}, r"\[frames, 32, 32, 3\]"),
+        ({"initial": np.zeros((0, 32, 32, 3), np.uint8)}, r"\[frames, 32, 32, 3\]"),
+        ({"initial": np.zeros((2, 1, 32, 32, 3), np.uint8)}, r"\[frames, 32, 32, 3\]"),
+        ({"initial": np.full((1, 32, 32, 3), 1.5)}, "between 0 and 1"),
+        ({"initial": np.full((1, 32, 32, 3), np.nan)}, "between 0 and 1"),
+        ({"initial": np.zeros((17, 32, 32, 3), np.uint8)}, "leave nothing to generate"),
+    ],
+)
+def test_bad_requests(pipe, changed, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.stream(**{"prompt": PROMPT, "seconds": 1} | changed)
+
+
+def test_a_continued_video_has_its_size(pipe, video):
+    with pytest.raises(ValueError, match="continued video"):
+        pipe.stream(PROMPT, seconds=1, state=video.state, size=(32, 32))
+
+
+def test_latents_that_are_not_finite_stop_the_run(pipe, monkeypatch):
+    real = pipeline.rollout
+
+    def spoilt(*args, **settings):
+        out = real(*args, **settings)
+        bad = jnp.where(out.state.chunk == 3, jnp.nan, 0.0)
+        return type(out)(**vars(out) | {"latents": out.latents.at[0, 1, 2, 2, 0].add(bad)})
+
+    monkeypatch.setattr(pipeline, "rollout", spoilt)
+    chunks = pipe.stream(PROMPT, seconds=4, seed=3, trim=EAGER)
+    assert [next(chunks).number, next(chunks).number] == [0, 1]
+    with pytest.raises(NonFiniteError, match="chunk 3 ") as error:
+        next(chunks)
+    assert error.value.chunk == 2
