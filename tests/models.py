@@ -1,13 +1,15 @@
 """A tiny random model's folder, for tests of everything that loads one."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from tt_jax.checkpoint import PARTS, abstract, save_part, write_config
-from tt_jax.models.dit import DiTConfig
+from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.presets import ModelConfig
 from tt_jax.models.text import TextConfig
 from tt_jax.models.vae import VAEConfig
@@ -40,13 +42,24 @@ def write_tiny_model(folder: Path, kind: str = "causal generator") -> Path:
     write_config(folder, TINY, kind)
     captions = [caption for caption, _ in evaluation_prompts(256)]
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(captions))
+    for part in PARTS:
+        save_part(folder, part, random_params(part, getattr(TINY, part)))
+    return folder
+
+
+def random_params(part: str, config: Any) -> dict[str, Any]:
+    """Weights of one part, float32, large enough for every one of them to matter."""
     rng = np.random.default_rng(0)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return rng.normal(centre, 0.2, leaf.shape).astype(np.float32)
 
-    for part in PARTS:
-        shapes = nnx.to_pure_dict(nnx.state(abstract(part, getattr(TINY, part), np.float32)))
-        save_part(folder, part, jax.tree_util.tree_map_with_path(draw, shapes))
-    return folder
+    shapes = nnx.to_pure_dict(nnx.state(abstract(part, config, np.float32)))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def random_dit(config: DiTConfig) -> DiT:
+    """A transformer with `random_params`; made without compiling anything."""
+    graph = nnx.graphdef(abstract("dit", config, np.float32))
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, random_params("dit", config)))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from models import random_dit
 from tt_jax import SelfForcing, TokenTrim, rollout
 from tt_jax.attention import rotate, rotation
-from tt_jax.models.dit import KV, DiT, DiTConfig
+from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.rollout import _begin, _rollout
 from tt_jax.schedule import time_sinusoid
 
@@ -24,18 +25,8 @@ STRATEGY = SelfForcing(window=9)
 
 
 @pytest.fixture(scope="module")
-def dit() -> DiT:
-    """A tiny transformer with weights large enough for every part to matter."""
-    model = DiT(CONFIG, rngs=nnx.Rngs(0))
-    state = nnx.state(model)
-    leaves, structure = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    noisy = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    nnx.update(model, jax.tree.unflatten(structure, noisy))
-    return model
+def dit():
+    return random_dit(CONFIG)
 
 
 @pytest.fixture(scope="module")

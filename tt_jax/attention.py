@@ -103,7 +103,7 @@ def rotate(
     x: Float[Array, "*b t n h"],
     by: tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]],
 ) -> Float[Array, "*b t n h"]:
-    """Turns adjacent channel pairs (2i, 2i + 1) by the angles of `rotation`; in at least float32."""
+    """Turns adjacent channel pairs (2i, 2i + 1) by `rotation`'s angles; in at least float32."""
     cos, sin = (part[:, None] for part in by)
     pairs = wide(x).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]

@@ -76,8 +76,9 @@ def append(
     tokens: Float[Array, "b f p d"],
     frames: Int[Array, " f"],
 ) -> Context:
-    """Writes F frames, oldest first, over the oldest ones outside the sink; their entries are valid.
+    """Writes F frames, oldest first, over the oldest ones outside the sink.
 
+    Their entries are valid, whatever was dropped at their positions before.
     kv: rotated keys and values of the F frames, `[L, B, F P, N, H]`. frames: their indices.
     """
     layers, batch, slots, per_frame, *head = context.k.shape
@@ -87,12 +88,12 @@ def append(
     slot = jnp.where(frames < context.sink, frames, context.sink + (frames - context.sink) % ring)
     put = jax.lax.dynamic_update_index_in_dim
     values = {"k": context.k, "v": context.v, "tokens": context.tokens}
-    valid, frame = context.valid, context.frame
+    valid, frame, dtype = context.valid, context.frame, context.tokens.dtype
     # One slice a frame, not one scatter: XLA then updates the scan's carry in place.
     for i in range(frames.shape[0]):
         values["k"] = put(values["k"], k[:, :, i], slot[i], 2)
         values["v"] = put(values["v"], v[:, :, i], slot[i], 2)
-        values["tokens"] = put(values["tokens"], tokens[:, i].astype(values["tokens"].dtype), slot[i], 1)
+        values["tokens"] = put(values["tokens"], tokens[:, i].astype(dtype), slot[i], 1)
         valid = put(valid, jnp.ones((batch, per_frame), bool), slot[i], 1)
         frame = put(frame, frames[i].astype(jnp.int32), slot[i], 0)
     return dataclasses.replace(context, **values, valid=valid, frame=frame)
@@ -106,7 +107,8 @@ def prunable(context: Context, prune_sink: bool) -> Bool[Array, " s"]:
 def attention_mask(valid: Bool[Array, "b s p"], own: int) -> Bool[Array, "b 1 keys"]:
     """Which keys every query of a pass may see: the valid context, then all `own` new tokens."""
     batch = valid.shape[0]
-    return jnp.concatenate([valid.reshape(batch, -1), jnp.ones((batch, own), bool)], axis=1)[:, None]
+    new = jnp.ones((batch, own), bool)
+    return jnp.concatenate([valid.reshape(batch, -1), new], axis=1)[:, None]
 
 
 def kept_fraction(context: Context) -> Float[Array, " b"]:

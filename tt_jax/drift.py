@@ -26,7 +26,9 @@ def summary(tokens: Float[Array, "b f p d"]) -> Float[Array, "b p d"]:
     return jnp.mean(tokens, axis=1)
 
 
-def token_drift(now: Float[Array, "*b p d"], before: Float[Array, "*b p d"]) -> Float[Array, "*b p"]:
+def token_drift(
+    now: Float[Array, "*#b p d"], before: Float[Array, "*#b p d"]
+) -> Float[Array, "... p"]:
     """Euclidean distance between two summaries, token by token (equation 2)."""
     return jnp.sqrt(jnp.sum((now - before) ** 2, axis=-1))
 

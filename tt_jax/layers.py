@@ -72,7 +72,7 @@ def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 def patchify(
     frames: Float[Array, "*b h w c"], patch: int
 ) -> Float[Array, "*b h//{patch}*w//{patch} {patch}*{patch}*c"]:
-    """Cuts frames into `patch x patch` tokens, row by row; values ordered (row, column, channel)."""
+    """Cuts frames into `patch x patch` tokens, row by row; their values (row, column, channel)."""
     *lead, h, w, c = frames.shape
     x = frames.reshape(*lead, h // patch, patch, w // patch, patch, c)
     return jnp.swapaxes(x, -4, -3).reshape(*lead, -1, patch * patch * c)

@@ -60,7 +60,9 @@ def check_request(
             f"not {list(text.shape)}."
         )
     if grid[0] % config.patch or grid[1] % config.patch:
-        raise ValueError(f"grid {grid[0]}x{grid[1]} must be a multiple of the patch, {config.patch}.")
+        raise ValueError(
+            f"grid {grid[0]}x{grid[1]} must be a multiple of the patch, {config.patch}."
+        )
     frame = (*grid, config.channels)
     if initial is not None:
         if state is not None:

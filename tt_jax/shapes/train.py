@@ -9,7 +9,6 @@ path that a rollout uses. The settings are one dataclass; the log is `FOLDER/log
 import argparse
 import csv
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,8 @@ from orbax.checkpoint import v1 as ocp
 
 from tt_jax.attention import rotate, rotation
 from tt_jax.checkpoint import cast, save_part, write_config
-from tt_jax.models.presets import PRESETS, ModelConfig
 from tt_jax.models.dit import KV, DiT
+from tt_jax.models.presets import PRESETS, ModelConfig
 from tt_jax.models.text import TextEncoder
 from tt_jax.models.vae import VAE
 from tt_jax.schedule import time_sinusoid, warp
@@ -258,7 +257,7 @@ def encode_clips(vae: VAE, recipe: Recipe, path: Path, log: Log) -> None:
         video = np.stack(videos).astype(np.float32) / 127.5 - 1.0
         latents.append(np.asarray(encode(state, video), np.float16))
         if (first + group) % 200 == 0:
-            log("clips", first + group, mean=float(latents[-1].mean()), std=float(latents[-1].std()))
+            log("clips", first + group, std=float(latents[-1].std()))
     everything = np.concatenate(latents).astype(np.float32)
     mean, std = (f(everything, axis=(0, 1, 2, 3)) for f in (np.mean, np.std))
     everything = ((everything - mean) / std).astype(np.float16)
