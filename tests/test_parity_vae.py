@@ -215,16 +215,16 @@ def test_diffusers_published_widths(frames, parity_record):
 def test_bfloat16(parity_record):
     """Our bfloat16 stays as close to float32 as torch's does (given as a multiple of torch's)."""
     torch = pytest.importorskip("torch")
-    config = VAEConfig(dim=32)
+    config = VAEConfig(dim=16)
     model = reference_vae(config)
     vae = converted(names.diffusers, arrays_of(model), config, jnp.bfloat16)
     video, latents = sample(config, 9, 32)
     mean, frames = torch_encode(model, video)[0], torch_decode(model, latents)
     low = model.to(torch.bfloat16)
     theirs = distance(torch_encode(low, video)[0], mean)
-    out = encode(vae, video).astype(jnp.float32) * np.float32(config.std) + np.float32(config.mean)
+    out = encode(vae, video) * np.float32(config.std) + np.float32(config.mean)
     value = distance(out, mean) / theirs
-    parity_record("VAE encode, bfloat16 error over torch's", "diffusers", "width 32", value, 1.2)
+    parity_record("VAE encode, bfloat16 error over torch's", "diffusers", "width 16", value, 1.2)
     theirs = distance(torch_decode(low, latents), frames)
     value = distance(decode(vae, latents), frames) / theirs
-    parity_record("VAE decode, bfloat16 error over torch's", "diffusers", "width 32", value, 1.2)
+    parity_record("VAE decode, bfloat16 error over torch's", "diffusers", "width 16", value, 1.2)

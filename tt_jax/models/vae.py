@@ -127,7 +127,7 @@ class Conv(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """`x` over its length along the channels, times sqrt(C) and `scale`; the input's dtype."""
+    """`x` over its length along the channels, times sqrt(C) and `scale`; at least float32."""
 
     def __init__(self, dim: int, *, dtype: DTypeLike) -> None:
         self.scale = nnx.Param(jnp.ones((dim,), dtype))
@@ -136,7 +136,7 @@ class Norm(nnx.Module):
         y = wide(x)
         # The floor of 1e-12 on the length, put on its square: the gradient at 0 stays finite.
         y = y * jax.lax.rsqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24))
-        return (y * (x.shape[-1] ** 0.5 * wide(self.scale[...]))).astype(x.dtype)
+        return y * (x.shape[-1] ** 0.5 * wide(self.scale[...]))
 
 
 class ResBlock(nnx.Module):
@@ -369,9 +369,9 @@ class VAE(nnx.Module):
     """Encoder and decoder. Video is in [-1, 1], latents are normalised by `config.mean` and `std`.
 
     T frames and t latent frames: t = 1 + (T - 1) // temporal_stride; surplus frames are dropped.
-    All in the dtype of the parameters. `encode`, `decode` and `decode_stream` go through time step
-    by step in the memory of one step; `encode_moments` and `decode_raw` take a clip at once, for
-    training.
+    It computes in the dtype of its parameters; that is the video's dtype, latents are at least
+    float32. `encode`, `decode` and `decode_stream` go through time step by step in the memory of
+    one step; `encode_moments` and `decode_raw` take a clip at once, for training.
     """
 
     def __init__(
@@ -396,14 +396,13 @@ class VAE(nnx.Module):
     def _moments(
         self, x: Float[Array, "b t h w c"]
     ) -> tuple[Float[Array, "b t h w c//2"], Float[Array, "b t h w c//2"]]:
-        """Normalised mean and log-variance from the encoder's output."""
-        x = self.to_moments(x)
-        mean, log_variance = jnp.split(wide(x), 2, axis=-1)
+        """Normalised mean and log-variance from the encoder's output; at least float32."""
+        mean, log_variance = jnp.split(wide(self.to_moments(x)), 2, axis=-1)
         std = np.asarray(self.config.std, mean.dtype)
         mean = (mean - np.asarray(self.config.mean, mean.dtype)) / std
         # Wan bounds the log-variance before use.
         log_variance = jnp.clip(log_variance, -30, 20) - 2 * np.log(std)
-        return mean.astype(x.dtype), log_variance.astype(x.dtype)
+        return mean, log_variance
 
     def _decode(
         self, latents: Float[Array, "b t h w c"], cache: Cache = None
