@@ -8,10 +8,13 @@ and shapes change.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import DTypeLike
+
+from tt_jax.checkpoint import flatten, nest
 
 Params = dict[Any, Any]
 Shape = tuple[int, ...]
@@ -88,10 +91,18 @@ class Row:
             lengths |= {letter: length // known for letter in group if letter not in self.sizes}
         return tuple(lengths[letter] for letter in left)
 
-    def read(self, get: Callable[[str], np.ndarray], shape: Shape) -> np.ndarray:
-        """Our array of `shape`, from the sources that `get` returns by name."""
-        parts = [self._forward(get(name)) for name in self.names(shape)]
-        return np.stack(parts) if self.stacked else parts[0]
+    def read(
+        self, get: Callable[[str], np.ndarray], shape: Shape, dtype: DTypeLike | None = None
+    ) -> np.ndarray:
+        """Our array of `shape`, from the sources that `get` returns by name, one after the other.
+
+        dtype: ours; the first source's if not given.
+        """
+        names = self.names(shape)
+        array = np.empty(shape, get(names[0]).dtype if dtype is None else dtype)
+        for part, name in zip(array if self.stacked else [array], names, strict=True):
+            part[...] = self._forward(get(name))
+        return array
 
     def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
         """The inverse of `read`: the sources by name."""
@@ -106,8 +117,7 @@ class Row:
         letters = [letter for letter in left if letter != "1"]
         x = source.reshape([lengths[letter] for letter in letters])
         x = x.transpose([letters.index(letter) for group in groups for letter in group])
-        x = x.reshape([math.prod(lengths[letter] for letter in group) for group in groups])
-        return np.ascontiguousarray(x)
+        return x.reshape([math.prod(lengths[letter] for letter in group) for group in groups])
 
     def _backward(self, array: np.ndarray, shape: Shape) -> np.ndarray:
         left, groups = self._letters()
@@ -119,28 +129,6 @@ class Row:
 
 
 Table = tuple[Row, ...]
-
-
-def flatten(params: Params, before: str = "") -> Iterator[tuple[str, Any]]:
-    """Paths and leaves of a nested dict."""
-    for key, value in params.items():
-        path = f"{before}{key}"
-        if isinstance(value, dict):
-            yield from flatten(value, f"{path}/")
-        else:
-            yield path, value
-
-
-def nest(leaves: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten`: whole numbers become places in a list (`int` keys)."""
-    params: Params = {}
-    for path, value in leaves.items():
-        *parents, last = (int(key) if key.isdigit() else key for key in path.split("/"))
-        node = params
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return params
 
 
 def check(table: Table, shapes: Mapping[str, Shape], model: Params) -> None:

@@ -1,19 +1,22 @@
 """A model's folder: `config.json`, a `manifest.json`, the tokenizer, and orbax arrays per part.
 
-    FOLDER/config.json      sizes and kind, readable
-    FOLDER/manifest.json    where each array came from (written by `convert`)
-    FOLDER/tokenizer.model  sentencepiece
-    FOLDER/{dit,vae,text}/  arrays; a folder may hold only some of the parts
+FOLDER/config.json      sizes and kind, readable
+FOLDER/manifest.json    where each array came from (written by `convert`)
+FOLDER/tokenizer.model  sentencepiece
+FOLDER/{dit,vae,text}/  arrays; a folder may hold only some of the parts
 """
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 from orbax.checkpoint import v1 as ocp
@@ -28,6 +31,7 @@ PARTS: dict[str, tuple[type, type]] = {
     "vae": (VAEConfig, VAE),
     "text": (TextConfig, TextEncoder),
 }
+BATCH = 256 << 20  # bytes of arrays that are written or read at once
 # What a transformer was trained to do: only a causal generator can be rolled out.
 KINDS = ("bidirectional", "causal generator", "unknown")
 
@@ -36,32 +40,98 @@ class ModelError(ValueError):
     """A model's folder that can't be used; the message says why and what to do."""
 
 
-def write_config(folder: Path, config: ModelConfig, kind: str) -> None:
-    """Writes `config.json`."""
-    text = json.dumps({"kind": kind, **dataclasses.asdict(config)}, indent=2)
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What a folder's `config.json` says. `parts`: a config for each part that the folder holds."""
+
+    kind: str = "unknown"
+    parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    size: tuple[int, int] = ModelConfig.size
+    window: int = ModelConfig.window
+
+
+def write_stored(folder: Path, stored: Stored) -> None:
+    """Writes `config.json`; parts that aren't there are null."""
+    parts = {name: dataclasses.asdict(c) for name, c in stored.parts.items()}
+    about = {"size": stored.size, "window": stored.window}
+    text = json.dumps({"kind": stored.kind, **dict.fromkeys(PARTS), **parts, **about}, indent=2)
     (folder / "config.json").write_text(text + "\n")
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, str]:
-    """The sizes of the model in `folder`, and its kind. Raises ModelError."""
+def read_stored(folder: Path) -> Stored:
+    """What the model in `folder` is; it may lack parts. Raises ModelError."""
     path = folder / "config.json"
     try:
         stored = json.loads(path.read_text())
         parts = {}
         for name, (kind, _) in PARTS.items():
-            fields = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in stored[name].items()
-            }
-            parts[name] = kind(**fields)
-        size = tuple(stored["size"])
-        return ModelConfig(**parts, size=size, window=stored["window"]), stored["kind"]
-    except FileNotFoundError:
+            if stored[name] is not None:
+                fields = {
+                    key: tuple(value) if isinstance(value, list) else value
+                    for key, value in stored[name].items()
+                }
+                parts[name] = kind(**fields)
+        return Stored(stored["kind"], parts, tuple(stored["size"]), stored["window"])
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(
             f"{folder} holds no model: it has no config.json; make one with `python -m convert`."
         ) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path} is damaged ({error}): convert the model again.") from None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `convert` recorded of the folder's arrays; empty without a manifest. Raises ModelError.
+
+    "parts": for each part its "arrays", and for each path the "shape", "dtype" and "sha256".
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        for part in manifest["parts"].values():
+            for entry in part["arrays"].values():
+                entry["shape"], entry["dtype"], entry["sha256"]
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged ({error}): convert the model again.") from None
+    return manifest
+
+
+def write_config(folder: Path, config: ModelConfig, kind: str) -> None:
+    """Writes the `config.json` of a whole model."""
+    parts = {name: getattr(config, name) for name in PARTS}
+    write_stored(folder, Stored(kind, parts, config.size, config.window))
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, str]:
+    """The sizes of the whole model in `folder`, and its kind. Raises ModelError."""
+    stored = read_stored(folder)
+    if missing := [name for name in PARTS if name not in stored.parts]:
+        raise ModelError(f"{folder} holds no {missing[0]!r}: convert the checkpoint that has it.")
+    return ModelConfig(**stored.parts, size=stored.size, window=stored.window), stored.kind
+
+
+def flatten(params: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Paths and leaves of a nested dict."""
+    for key, value in params.items():
+        path = f"{before}{key}"
+        if isinstance(value, dict):
+            yield from flatten(value, f"{path}/")
+        else:
+            yield path, value
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[Any, Any]:
+    """The inverse of `flatten`: whole numbers become places in a list (`int` keys)."""
+    params: dict[Any, Any] = {}
+    for path, value in leaves.items():
+        *parents, last = (int(key) if key.isdigit() else key for key in path.split("/"))
+        node = params
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return params
 
 
 def abstract(part: str, config: Any, dtype: DTypeLike) -> nnx.Module:
@@ -70,9 +140,72 @@ def abstract(part: str, config: Any, dtype: DTypeLike) -> nnx.Module:
     return nnx.eval_shape(lambda: module(config, dtype=dtype, rngs=nnx.Rngs(0)))
 
 
+@lru_cache(maxsize=8)
+def shapes(part: str, config: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """The path of every array of a part, like "blocks/ffn/fc1/kernel", and its shape."""
+    return dict(flatten(nnx.to_pure_dict(nnx.state(abstract(part, config, np.float32)))))
+
+
 def save_part(folder: Path, part: str, params: dict[str, Any]) -> None:
     """Writes one part's arrays (a nested dict) under `folder/part`."""
     ocp.save(folder.absolute() / part, params)
+
+
+def save_arrays(folder: Path, part: str, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
+    """Like `save_part`, for paths and arrays that come one by one: only some are in memory."""
+    path = folder.absolute() / part
+    batch: dict[str, np.ndarray] = {}
+    for name, array in arrays:
+        batch[name] = array
+        del array  # or the largest array stays in memory while the next one is made
+        if sum(x.nbytes for x in batch.values()) >= BATCH:
+            ocp.partial.save(path, nest(batch))
+            batch.clear()
+    if batch:
+        ocp.partial.save(path, nest(batch))
+    ocp.partial.finalize(path)
+
+
+def array_dtypes(folder: Path, part: str) -> dict[str, np.dtype]:
+    """The dtype with which each array of a part was stored. Raises ModelError."""
+    return {name: np.dtype(x.dtype) for name, x in _stored(folder, part).items()}
+
+
+def _stored(folder: Path, part: str) -> dict[str, Any]:
+    """What is known of each array of a part without reading it. Raises ModelError."""
+    path = folder.absolute() / part
+    try:
+        return dict(flatten(ocp.metadata(path).metadata))
+    except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
+        raise ModelError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
+
+
+def load_arrays(
+    folder: Path, part: str, wanted: Collection[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a part in the order of `wanted`, as they were stored, only some in memory.
+
+    wanted: all paths of the part. Raises ModelError when the part holds others or is damaged.
+    """
+    path, stored, names = folder.absolute() / part, _stored(folder, part), list(wanted)
+    if different := stored.keys() ^ wanted:
+        raise ModelError(f"{path} is damaged: {min(different)} shouldn't be there, or isn't.")
+    while names:
+        batch = [names.pop(0)]
+        while names and sum(_bytes(stored[name]) for name in [*batch, names[0]]) <= BATCH:
+            batch.append(names.pop(0))
+        only = dict.fromkeys(stored, ocp.PLACEHOLDER)
+        only |= {name: np.empty(stored[name].shape, stored[name].dtype) for name in batch}
+        try:
+            loaded = dict(flatten(ocp.load(path, nest(only))))
+        except Exception as error:  # as above
+            raise ModelError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
+        for name in batch:
+            yield name, loaded.pop(name)
+
+
+def _bytes(stored: Any) -> int:
+    return math.prod(stored.shape) * np.dtype(stored.dtype).itemsize
 
 
 def load_part(

@@ -1,0 +1,79 @@
+"""`python -m convert`: published checkpoints to a model's folder, and back.
+
+Exit codes: 0 done, 1 failed on the way, 2 bad input (nothing was written), 130 interrupted.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from convert.model import Wish, convert
+from convert.native import to_native
+from convert.problems import BadInput, printable
+from tt_jax.checkpoint import PARTS
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert",
+        description="Converts published Wan checkpoints into one folder that tt_jax.load takes. A "
+        "folder that is a model already keeps the parts that the sources don't have.",
+    )
+    parser.add_argument("src", nargs="+", type=Path, help="files and folders of checkpoints")
+    parser.add_argument("dst", type=Path, help="the model's folder")
+    parser.add_argument("--component", choices=(*PARTS, "all"), default="all", help="only this")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the result; default: the source's")
+    parser.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=None,
+        help="take generator_ema, or generator; default: generator_ema where there is one",
+    )  # fmt: skip
+    parser.add_argument("--num-heads", type=int, help="default: width / 128")
+    parser.add_argument(
+        "--to-native", action="store_true",
+        help="write the model's folder SRC back to safetensors with Wan's own names, bit for bit",
+    )  # fmt: skip
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one conversion and returns the exit code."""
+    parser = arguments()
+    args = parser.parse_args(argv)
+    if args.num_heads is not None and args.num_heads < 1:
+        parser.error("--num-heads must be at least 1")
+    if args.to_native and len(args.src) > 1:
+        parser.error("--to-native takes one model's folder")
+    try:
+        if args.to_native:
+            done = to_native(args.src[0], args.dst)
+        else:
+            dtype = DTYPES[args.dtype] if args.dtype else None
+            wish = Wish(args.component, dtype, args.ema, args.num_heads)
+            done = convert(args.src, args.dst, wish, {})
+    except BadInput as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"convert: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("convert: interrupted, nothing was written.", file=sys.stderr)
+        return 130
+    print(*done, f"wrote {args.dst}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # an accelerator would only lend its memory
+    sys.exit(main())
