@@ -1,0 +1,205 @@
+"""`tt-jax eval`: measures of video files as a table, a CSV and a picture; VBench's layout."""
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from tt_jax import plots
+from tt_jax.evaluate import vbench
+from tt_jax.evaluate.measures import CONTRASTS, CURVES, Measures, measure_files
+from tt_jax.files import whole
+
+# Title and unit.
+TITLES = {
+    "temporal_flickering": ("temporal flickering", "%"),
+    "histogram_drift": ("histogram drift", ""),
+    "histogram_drift_end": ("histogram drift, last 3 s", ""),
+    "histogram_drift_all": ("histogram drift, all", ""),
+    "colour_drift": ("colour drift", ""),
+    "motion": ("motion", "% of the height a second"),
+    "sharpness": ("sharpness", "variance of the Laplacian"),
+}
+
+
+def add_eval(commands: Any) -> None:
+    """`tt-jax eval`: measures video files, or lays them out for VBench."""
+    parser = commands.add_parser("eval", help="measure flicker, drift, motion and sharpness")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="videos of one rate")
+    parser.add_argument("--out", type=Path, help="folder of the table and picture (runs/...)")
+    group = parser.add_argument_group("VBench")
+    group.add_argument(
+        "--vbench-layout", type=Path, metavar="DIR", help="copy the files here as VBench reads them"
+    )
+    group.add_argument(
+        "--vbench-mode", choices=("custom", "standard"), default="custom",
+        help="standard: the prompts are VBench's own",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompts", type=Path, metavar="JSON",
+        help="prompts by file name, where no record of `tt-jax generate` lies beside the video "
+        "or it was made from a longer version of VBench's prompt",
+    )  # fmt: skip
+    parser.set_defaults(check=request)
+
+
+def request(args: argparse.Namespace) -> Callable[[], None]:
+    """Measures or plans; the work writes. Raises ValueError or FileNotFoundError."""
+    if args.vbench_layout is not None:
+        prompts = read_prompts(args.files, args.prompts)
+        plan = vbench.layout(prompts, args.vbench_layout, args.vbench_mode)
+
+        def lay_out() -> None:
+            plan.write()
+            print(plan.command)
+
+        return lay_out
+
+    measured = dict(zip(labels(args.files), measure_files(args.files), strict=True))
+    folder = args.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-eval"
+
+    def write() -> None:
+        print(table(measured))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(folder / "eval.csv", measured)
+        plots.save(picture(measured), folder / "eval.png")
+        print(folder / "eval.csv", folder / "eval.png", sep="\n")
+
+    return write
+
+
+def labels(files: Sequence[Path]) -> list[str]:
+    """The files' names, or whole paths where names repeat. Raises ValueError for equal paths."""
+    if len(set(files)) < len(files):
+        twice = next(path for path in files if files.count(path) > 1)
+        raise ValueError(f"{twice} is given twice.")
+    stems = [path.stem for path in files]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in files]
+
+
+def title(name: str, flow: str) -> str:
+    """A value's name for people, with its unit; motion's with the method behind it."""
+    measure, _, contrast = name.partition(", ")
+    words, unit = TITLES[measure]
+    extra = [unit] if unit else []
+    if measure == "motion":
+        extra.append(flow)
+    return f"{words}, {contrast}" if contrast else ", ".join([words, *extra])
+
+
+def table(measured: Mapping[str, Measures]) -> str:
+    """One row per measure, then one per start-end contrast; one column per video."""
+    first = next(iter(measured.values()))
+    rows = [["", *measured]]
+    rows += [["seconds", *(f"{float(m.frames / m.fps):.3f}" for m in measured.values())]]
+    rows += [
+        [title(name, first.flow), *(f"{m.values[name]:.3f}" for m in measured.values())]
+        for name in first.values
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+def write_csv(path: Path, measured: Mapping[str, Measures]) -> None:
+    """One row per number: file, measure, method (of motion), contrast, second (from 0), value."""
+    with whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "measure", "method", "contrast", "second", "value"])
+        for label, m in measured.items():
+            methods = {"motion": m.flow}
+            for name, value in m.values.items():
+                measure, _, contrast = name.partition(", ")
+                rows.writerow([label, measure, methods.get(measure, ""), contrast, "", value])
+            for name, curve in m.curves.items():
+                method = methods.get(name, "")
+                rows.writerows([label, name, method, "", t, v] for t, v in enumerate(curve))
+
+
+def picture(measured: Mapping[str, Measures]) -> Figure:
+    """Each measure over the seconds, with the start-end contrasts of up to two videos."""
+    figure = Figure(figsize=(9, 1.9 * len(CURVES) + 0.6), dpi=150, layout="constrained")
+    colours = matplotlib.color_sequences["petroff10"]
+    flow = next(iter(measured.values())).flow
+    for axes, name in zip(figure.subplots(len(CURVES), sharex=True), CURVES, strict=True):
+        for i, (label, m) in enumerate(measured.items()):
+            curve = m.curves[name]
+            middle = [second + 0.5 for second in range(len(curve))]
+            colour = colours[i % len(colours)]
+            axes.plot(middle, curve, color=colour, lw=1.6, marker="o", ms=2.5, label=label)
+            if len(measured) <= 2:
+                change = m.values[f"{name}, {CONTRASTS[0]}"]
+                height = 1.02 + 0.1 * (len(measured) - 1 - i)
+                axes.text(
+                    1.0, height, f"{CONTRASTS[0]}: {change:+.3g}", color=colour, size=7.5,
+                    ha="right", va="bottom", transform=axes.transAxes,
+                )  # fmt: skip
+        axes.set_title(title(name, flow), size=9.5, loc="left", color=plots.INK)
+        if "drift" in name or name == "motion":
+            axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=8, color=plots.FAINT, labelcolor=plots.INK)
+        axes.grid(axis="y", color="#E6E6E6", lw=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(plots.FAINT)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("time in the video, seconds", size=9, color=plots.INK)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside upper left", ncols=min(3, len(names)), frameon=False,
+        fontsize=9, labelcolor=plots.INK,
+    )  # fmt: skip
+    return figure
+
+
+def read_prompts(files: Sequence[Path], given: Path | None) -> dict[Path, str]:
+    """The prompt of every video: from the file given, else from the record beside the video.
+
+    Raises ValueError where there is none, or a video shows two runs side by side.
+    """
+    labels(files)
+    prompts: dict[str, str] = {}
+    if given is not None:
+        prompts = _read_json(given)
+        if not isinstance(prompts, dict) or not all(
+            isinstance(prompt, str) for prompt in prompts.values()
+        ):
+            raise ValueError(f"{given} must be a JSON object of prompts by file name.")
+    found = {}
+    for path in files:
+        prompt = prompts.get(str(path), prompts.get(path.name)) or _recorded_prompt(path)
+        if prompt is None:
+            raise ValueError(f"{path} has no prompt: no record lies beside it; give --prompts.")
+        found[path] = prompt
+    return found
+
+
+def _recorded_prompt(path: Path) -> str | None:
+    """The prompt in the record that `tt-jax generate` wrote in the video's folder."""
+    for beside in sorted(path.parent.glob("*.json")):
+        try:
+            record = _read_json(beside)
+            if path.name not in [sample["video"] for sample in record["samples"]]:
+                continue
+            prompt, runs = str(record["prompt"]), len(record["trim"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if runs > 1:
+            raise ValueError(f"{path} shows {runs} runs side by side.")
+        return prompt
+    return None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}.") from None
+    except ValueError:
+        raise ValueError(f"{path} is no JSON file.") from None
