@@ -97,7 +97,7 @@ def test_surplus_frames_are_dropped(vae):
 
 def test_sides_must_be_multiples(vae):
     with pytest.raises(ValueError, match="8x10 needs sides that are multiples of 4"):
-        vae.encode(noise(1, 1, 8, 10, 3))
+        vae.encode(jnp.asarray(noise(1, 1, 8, 10, 3)))
 
 
 def test_wrong_configs():
@@ -204,7 +204,7 @@ def test_normalisation():
 
 def test_every_parameter_learns(vae):
     graph, state = nnx.split(vae)
-    video = noise(1, 9, 8, 8, 3)
+    video = jnp.asarray(noise(1, 9, 8, 8, 3))
 
     @jax.jit
     @jax.grad

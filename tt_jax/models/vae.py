@@ -9,7 +9,7 @@ Axes: B batch, T frame, H height, W width, C channel; t, h, w those of the laten
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -280,10 +280,9 @@ class Head(nnx.Module):
 
 
 def _run(
-    layers: Iterable[Callable], x: Float[Array, "b T h w i"], cache: Cache
+    layers: Sequence[Callable], x: Float[Array, "b T h w i"], cache: Cache
 ) -> tuple[Float[Array, "b T2 h2 w2 o"], Cache]:
     """One layer after another, each with its part of the cache."""
-    layers = list(layers)
     after = []
     for layer, past in zip(layers, cache or [None] * len(layers), strict=True):
         with jax.named_scope(type(layer).__name__):
