@@ -257,7 +257,7 @@ def encode_clips(vae: VAE, recipe: Recipe, path: Path, log: Log) -> None:
         video = np.stack(videos).astype(np.float32) / 127.5 - 1.0
         latents.append(np.asarray(encode(state, video), np.float16))
         if (first + group) % 200 == 0:
-            log("clips", first + group, std=float(latents[-1].std()))
+            log("clips", first + group, std=float(latents[-1].astype(np.float32).std()))
     everything = np.concatenate(latents).astype(np.float32)
     mean, std = (f(everything, axis=(0, 1, 2, 3)) for f in (np.mean, np.std))
     everything = ((everything - mean) / std).astype(np.float16)
