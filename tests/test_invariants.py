@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-
 from models import random_dit
+from parity import converted, distance
+from safetensors.numpy import load_file
+
+from convert.dit import native
 from tt_jax import SelfForcing, TokenTrim, rollout
 from tt_jax.attention import rotate, rotation
+from tt_jax.files import whole
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.rollout import _begin, _rollout
 from tt_jax.schedule import time_sinusoid
@@ -229,3 +233,43 @@ def test_7_chunks_with_context_equal_one_block_causal_pass(dit, text):
 
 def _join(a, b):
     return jnp.concatenate([a, b], axis=2)
+
+
+# --- 8: parity ----------------------------------------------------------------------------------
+# One whole recorded rollout; the models one by one are in the test_parity files.
+
+
+@pytest.mark.parity
+def test_8_a_recorded_rollout(golden, parity_record):
+    config = DiTConfig(dim=192, ffn_dim=384, layers=4, heads=4, text_dim=64, text_len=32)
+    weights = load_file(golden / "dit_small_weights.safetensors")
+    arrays = load_file(golden / "tokentrim_main.safetensors")
+    later = arrays["noise_inter"]
+    first = arrays["noise_init"].reshape(8, 1, *later.shape[2:])
+    noise = np.moveaxis(np.concatenate([first, later], axis=1), 3, -1)[:, :, None]
+    out = rollout(
+        converted("dit", native, weights, config), jnp.asarray(arrays["prompt_embeds"]),
+        jax.random.key(0), chunks=8, grid=(8, 12), strategy=STRATEGY, trim=TokenTrim(lam=-0.5),
+        noise=jnp.asarray(noise),
+    )  # fmt: skip
+    np.testing.assert_array_equal(out.triggered[0], arrays["main.triggered"])
+    value = distance(out.latents, np.moveaxis(arrays["main.latents"], 2, -1))
+    parity_record("TokenTrim, 8 chunks", "recorded", "4 layers, width 192", value, 1e-5)
+
+
+# --- 9: nothing half-written --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_9_files_appear_whole_or_not_at_all(tmp_path, before):
+    path = tmp_path / "file.txt"
+    if before is not None:
+        path.write_text(before)
+    with pytest.raises(KeyboardInterrupt), whole(path) as aside:
+        aside.write_text("half")
+        assert not path.exists() if before is None else path.read_text() == before
+        raise KeyboardInterrupt
+    assert [p.read_text() for p in tmp_path.iterdir()] == ([] if before is None else [before])
+    with whole(path) as aside:
+        aside.write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"] and path.read_text() == "new"

@@ -144,7 +144,8 @@ def run_stage(
 ) -> Params:
     """Optimises `loss(params, *batch(step))` and returns the running average of the parameters.
 
-    Saves every `save_every` steps under `folder/name/STEP` and goes on from the last one there.
+    Saves every `save_every` steps under `folder/name/STEP` and goes on from the last one there, so
+    that asking for fewer steps than were made gives the model at that age.
     """
 
     @jax.jit
@@ -166,6 +167,7 @@ def run_stage(
     }
     saves = folder / name
     done = sorted(int(path.name) for path in saves.glob("[0-9]*") if path.name.isdigit())
+    done = [step for step in done if step <= steps]
     if done:
         leaves, structure = jax.tree.flatten(state)
         stored = ocp.load(saves / str(done[-1]), dict(enumerate_leaves(leaves)))
