@@ -110,6 +110,17 @@ def convert(
     return [*_report(plan), *_missing(folder, plan.stored)]
 
 
+def existing(folder: Path) -> Stored:
+    """The model that `folder` is already, one without parts if there is none. Raises BadInput."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return Stored()
+    try:
+        read_manifest(folder)
+        return read_stored(folder)
+    except ModelError as error:
+        raise BadInput([f"{folder} exists and is no model to be added to: {error}"]) from None
+
+
 def _plan(paths: Sequence[Path], folder: Path, wish: Wish, problems: list[str]) -> Plan:
     """Opens and checks all but the values. Raises BadInput; appends to `problems`."""
     sources = open_sources(paths, wish.ema)
@@ -121,13 +132,11 @@ def _plan(paths: Sequence[Path], folder: Path, wish: Wish, problems: list[str]) 
     if not found and not sources.tokenizer and not problems:
         what = "" if wish.component == "all" else f" for {wish.component!r}"
         problems.append(f"no checkpoint{what} in {', '.join(map(str, paths))}.")
-    old = Stored()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        try:
-            old = read_stored(folder)
-            read_manifest(folder)
-        except ModelError as error:
-            problems.append(f"{folder} exists and is no model to be added to: {error}")
+    try:
+        old = existing(folder)
+    except BadInput as error:
+        problems += error.problems
+        old = Stored()
     if not found and problems:
         raise BadInput(problems)
 

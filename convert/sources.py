@@ -122,7 +122,7 @@ def _open(path: Path, ema: bool | None) -> Weights | int:
         pieces = sentencepiece.SentencePieceProcessor()
         try:
             pieces.LoadFromSerializedProto(path.read_bytes())
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # a parsing error, or of an error message in bytes
             raise BadInput([f"{path} isn't a sentencepiece model, or is damaged."]) from None
         return pieces.GetPieceSize()
     raise BadInput([f"{path} is no safetensors, torch or sentencepiece file (wrong magic)."])

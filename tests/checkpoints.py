@@ -40,7 +40,8 @@ def random_tensors(layout: Layout, config, dtype=FLOAT32, seed=0) -> dict[str, n
         shape = leaves[row.path].shape
         for name in row.names(shape):
             tensors[name] = rng.normal(size=row.source_shape(shape)).astype(dtype)
-        tensors |= dict.fromkeys(row.copies, tensors[row.name])
+        for copy in row.copies:
+            tensors[copy] = tensors[row.name]
     return tensors
 
 

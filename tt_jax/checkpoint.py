@@ -152,18 +152,28 @@ def save_part(folder: Path, part: str, params: dict[str, Any]) -> None:
 
 
 def save_arrays(folder: Path, part: str, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
-    """Like `save_part`, for paths and arrays that come one by one: only some are in memory."""
+    """Like `save_part`, for paths and arrays that come one by one: only some are in memory.
+
+    Raises OSError when they can't be written.
+    """
     path = folder.absolute() / part
     batch: dict[str, np.ndarray] = {}
     for name, array in arrays:
         batch[name] = array
         del array  # or the largest array stays in memory while the next one is made
         if sum(x.nbytes for x in batch.values()) >= BATCH:
-            ocp.partial.save(path, nest(batch))
+            _save_batch(path, batch)
             batch.clear()
     if batch:
-        ocp.partial.save(path, nest(batch))
+        _save_batch(path, batch)
     ocp.partial.finalize(path)
+
+
+def _save_batch(path: Path, batch: Mapping[str, np.ndarray]) -> None:
+    try:
+        ocp.partial.save(path, nest(batch))
+    except Exception as error:  # a full disk is a ValueError of tensorstore, for one
+        raise OSError(f"{path} can't be written: {str(error).splitlines()[0]}") from None
 
 
 def array_dtypes(folder: Path, part: str) -> dict[str, np.dtype]:
