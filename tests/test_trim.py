@@ -1,0 +1,340 @@
+"""Drift, statistics and pruning policies on maps small enough to work out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import random_dit
+
+from tt_jax import SelfForcing, TokenTrim, drift, rollout
+from tt_jax.drift import Statistics
+from tt_jax.models.dit import DiTConfig
+from tt_jax.trim import MEASURES, POLICIES
+
+# Two samples of six tokens, two cached frames.
+DRIFT = jnp.array([[1.0, 9.0, 2.0, 8.0, 3.0, 7.0], [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
+ENTRY = jnp.array(
+    [
+        [[9.0, 9.5, 9.0, 7.9, 9.0, 9.0], [0.0, 8.0, 0.0, 12.0, 0.0, 99.0]],
+        [[5.0, 5.0, 5.0, 5.0, 5.0, 5.0], [4.9, 4.9, 4.9, 4.9, 4.9, 4.9]],
+    ]
+)
+
+
+def dropped(select, drift=DRIFT, entry=ENTRY, p=0.3, keys=None):
+    """The policy's mask as 0 and 1; of six tokens, p = 0.3 makes two unstable."""
+    trim = TokenTrim(p=p, select=select, resample_noise=True)
+    keys = jax.random.split(jax.random.key(0), len(drift)) if keys is None else keys
+    mask = jax.jit(trim.drop)(drift, entry, keys)
+    assert mask.dtype == bool and mask.shape == entry.shape
+    return mask.astype(int).tolist()
+
+
+# --- policies -----------------------------------------------------------------------------------
+
+
+def test_top():
+    first, second = [0, 1, 0, 1, 0, 0], [1, 1, 0, 0, 0, 0]
+    assert dropped("top") == [[first, first], [second, second]]
+
+
+def test_bottom():
+    first, second = [1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1]
+    assert dropped("bottom") == [[first, first], [second, second]]
+
+
+def test_none():
+    assert dropped("none") == np.zeros((2, 2, 6), int).tolist()
+
+
+def test_per_frame():
+    # Sample 0: of tokens 1 and 3, whose least drift is 8, entries at least that far off.
+    # Sample 1: tokens 0 and 1, least drift 5.
+    assert dropped("per_frame") == [
+        [[0, 1, 0, 0, 0, 0], [0, 1, 0, 1, 0, 0]],
+        [[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("p", "wanted"),
+    [
+        (0.3, [0, 0, 0, 0, 0, 1, 0, 1, 0, 0]),  # a budget of 3; the third is no outlier
+        (0.1, [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]),  # the budget cuts
+    ],
+)
+def test_adaptive(p, wanted):
+    # Median 1.025, median distance to it 0.1: outliers lie above 1.025 + 3 x 0.148 = 1.47.
+    row = jnp.array([[1.0, 1.2, 0.8, 1.1, 0.9, 9.0, 1.0, 5.0, 1.05, 0.95]])
+    assert dropped("adaptive", row, jnp.zeros((1, 2, 10)), p) == [[wanted, wanted]]
+
+
+def test_random_is_of_the_same_size_and_everywhere():
+    drift, entry = jnp.zeros((3, 30)), jnp.zeros((3, 4, 30))
+    mask = np.array(dropped("random", drift, entry, p=0.1))
+    assert (mask.sum(axis=2) == 3).all() and (mask == mask[:, :1]).all()
+    assert (mask[0] != mask[1]).any() and (mask[1] != mask[2]).any()
+
+
+def test_random_of_a_sample_depends_on_its_key_alone():
+    keys = jax.random.split(jax.random.key(5), 3)
+    both = dropped("random", keys=keys[:2])
+    assert dropped("random", keys=keys[2:0:-1])[1] == both[1]
+    assert dropped("random", DRIFT[:1], ENTRY[:1], keys=keys[:1])[0] == both[0]
+
+
+@pytest.mark.parametrize("select", ["motion", "novelty"])
+def test_policies_with_a_measure_drop_the_most_drifting(select):
+    assert dropped(select) == dropped("top")
+
+
+def test_of_equal_tokens_the_first_is_dropped():
+    row, entry = jnp.ones((1, 6)), jnp.zeros((1, 1, 6))
+    assert dropped("top", row, entry) == [[[1, 1, 0, 0, 0, 0]]]
+    assert dropped("bottom", row, entry) == [[[1, 1, 0, 0, 0, 0]]]
+
+
+def test_own_policy():
+    def third(drift, entry_drift, key):
+        return jnp.zeros(entry_drift.shape, bool).at[:, 1, 2].set(True)
+
+    mask = [[0] * 6, [0, 0, 1, 0, 0, 0]]
+    assert dropped(third) == [mask, mask]
+
+
+def test_every_policy_is_tested_here():
+    tested = {"top", "random", "bottom", "none", "adaptive", "per_frame", "motion", "novelty"}
+    assert set(POLICIES) == tested and set(MEASURES) == {"motion", "novelty"}
+
+
+# --- drift --------------------------------------------------------------------------------------
+
+# A bright token on a dark 3x4 grid, of two latent values.
+GRID = (3, 4)
+
+
+def bright(*places):
+    tokens = np.zeros((12, 2), np.float32)
+    tokens[list(places)] = (3, 4)
+    return tokens
+
+
+def measured(select, frames, before, context, filled):
+    trim = TokenTrim(p=0.3, select=select, resample_noise=True)
+    arrays = (jnp.array(np.stack(x)[None]) for x in (frames, context))
+    tokens, context = arrays
+    got = trim.measure(tokens, jnp.array(before)[None], context, jnp.array(filled), GRID)
+    return np.asarray(got)[0]
+
+
+def test_measures_by_hand():
+    # It moves by one place, from 5 to 6, and something new comes to the corner, 11.
+    before, now = bright(5), bright(6, 11)
+    call = ([now, now], before, [before, bright(0)], [True, True])
+    moved = np.zeros(12)
+    moved[[5, 6, 11]] = 5
+    np.testing.assert_allclose(measured("top", *call), moved)
+    np.testing.assert_allclose(measured("random", *call), moved)
+    # Of the 3x3 before: 6 finds the bright token, 5 a dark one; 11 has only dark ones around.
+    arrived = np.zeros(12)
+    arrived[11] = 5
+    np.testing.assert_allclose(measured("motion", *call), arrived)
+    # Anywhere: the corner's finds it, too.
+    np.testing.assert_allclose(measured("novelty", *call), np.zeros(12), atol=1e-6)
+
+
+def test_measures_and_masks_at_the_border():
+    # Place 3 (first row, last column) is no neighbour of 4 (second row, first column).
+    call = ([bright(4)], bright(3), [bright(3)], [True])
+    wanted = np.zeros(12)
+    wanted[4] = 5
+    np.testing.assert_allclose(measured("motion", *call), wanted)
+
+
+def test_novelty_goes_frame_by_frame_through_what_is_filled():
+    # New in one of two frames: half; what a free slot holds doesn't count.
+    odd = bright()
+    odd[7] = (0, 10)
+    call = ([bright(5), odd], bright(5), [bright(5), odd], [True, False])
+    wanted = np.zeros(12)
+    wanted[7] = np.hypot(3, 6) / 2
+    np.testing.assert_allclose(measured("novelty", *call), wanted, rtol=1e-6)
+    wanted[:] = 0
+    call = (*call[:3], [True, True])
+    np.testing.assert_allclose(measured("novelty", *call), wanted)
+
+
+def test_novelty_against_all_differences():
+    rng = np.random.default_rng(0)
+    tokens, context = rng.normal(100, 1, (2, 3, 9, 8)), rng.normal(100, 1, (2, 5, 9, 8))
+    tokens[1, 0] = context[1, 3]  # close to nothing, far from the origin: the square's weak spot
+    filled = np.array([True, True, False, True, True])
+    every = context[:, filled].reshape(2, 1, 1, -1, 8)
+    far = np.linalg.norm(tokens[:, :, :, None] - every, axis=-1)
+    got = drift.novelty(
+        jnp.asarray(tokens, jnp.float32), jnp.asarray(context, jnp.float32), jnp.asarray(filled)
+    )
+    np.testing.assert_allclose(got, far.min(axis=-1).mean(axis=1), rtol=1e-4)
+
+
+def test_novelty_fits_into_memory_at_full_size():
+    f32 = jnp.float32
+    shapes = [((1, 3, 1560, 64), f32), ((1, 18, 1560, 64), f32), ((18,), bool)]
+    compiled = jax.jit(drift.novelty).lower(*(jax.ShapeDtypeStruct(*s) for s in shapes)).compile()
+    # All differences would be 33 GB, all products 525 MB; those of one slot are 29 MB.
+    assert compiled.memory_analysis().temp_size_in_bytes < 120e6
+
+
+@pytest.mark.parametrize("select", ["top", "motion", "novelty"])
+def test_measures_have_no_gradient(select):
+    trim = TokenTrim(select=select)
+    tokens, context = jnp.ones((1, 3, 12, 2)), jnp.ones((1, 2, 12, 2))
+
+    def total(tokens, before, context):
+        return trim.measure(tokens, before, context, jnp.array([True, True]), GRID).sum()
+
+    for gradient in jax.grad(total, (0, 1, 2))(tokens, tokens[:, 0], context):
+        assert not gradient.any()
+
+
+# --- severity, threshold, statistics ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p", "tokens", "count"),
+    [(0.1, 30, 3), (0.1, 1560, 156), (0.1, 36, 4), (0.05, 36, 2), (0.3, 10, 3), (0.001, 5, 1)],
+)
+def test_count(p, tokens, count):
+    assert TokenTrim(p=p).count(tokens) == count
+
+
+def test_severity():
+    np.testing.assert_allclose(drift.severity(DRIFT, 2), [8.5, 5.5])
+    np.testing.assert_allclose(drift.severity(DRIFT, 6), [5, 3.5])
+
+
+def test_statistics_equal_those_of_numpy():
+    values = np.random.default_rng(0).normal(100, 3, (50, 4)).astype(np.float32)
+    statistics = Statistics.start(4)
+    for i, row in enumerate(values, 1):
+        statistics = statistics.update(jnp.array(row), jnp.array(True))
+        seen = values[:i].astype(np.float64)
+        np.testing.assert_allclose(statistics.mean, seen.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(statistics.deviation, seen.std(axis=0), rtol=1e-4, atol=1e-5)
+    assert (np.asarray(statistics.count) == 50).all()
+
+
+def test_what_was_not_measured_changes_no_statistics():
+    one = Statistics.start(1).update(jnp.array([3.0]), jnp.array(True))
+    two = one.update(jnp.array([jnp.nan]), jnp.array(False))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, two))
+
+
+def test_threshold_and_warmup():
+    statistics, thresholds = Statistics.start(1), []
+    for value in (2.0, 4.0, 9.0):
+        thresholds.append(float(statistics.threshold(jnp.array(2.0), 2)[0]))
+        statistics = statistics.update(jnp.array([value]), jnp.array(True))
+    # After 2 and 4: mean 3, deviation 1.
+    assert thresholds == [np.inf, np.inf, 5.0]
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"p": 0.0}, "between 0 and 1"),
+        ({"p": 1.0}, "between 0 and 1"),
+        ({"warmup": 0}, "at least 1"),
+        ({"retries": -1}, "at least 0"),
+        ({"when": "never"}, '"final" or "first_step"'),
+        ({"accept": "never"}, '"always" or "better"'),
+        ({"select": "best"}, "no policy 'best'.*novelty"),
+        ({"select": "none"}, "resample_noise=True"),
+    ],
+)
+def test_settings_that_cannot_be(settings, said):
+    with pytest.raises(ValueError, match=said):
+        TokenTrim(**settings)
+
+
+def test_settings_that_can_be():
+    assert TokenTrim(select="none", retries=0).select == "none"
+    assert TokenTrim.off().retries == 0
+
+
+# --- in a rollout -------------------------------------------------------------------------------
+
+CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=1, heads=2, channels=2, text_dim=8, text_len=3)
+SIDE = 8  # latents; 4x4 tokens
+
+
+@pytest.fixture(scope="module")
+def run():
+    dit = random_dit(CONFIG)
+    text = jax.random.normal(jax.random.key(1), (2, CONFIG.text_len, CONFIG.text_dim))
+    strategy = SelfForcing(window=9, steps=(1000, 500))
+
+    def call(trim, chunks=5):
+        return rollout(
+            dit, text, jax.random.key(0), chunks=chunks, grid=(SIDE, SIDE), strategy=strategy,
+            trim=trim,
+        )  # fmt: skip
+
+    return call
+
+
+def test_warmup_counts_severities(run):
+    # The first severity exists at the second chunk, the first test comes `warmup` chunks later.
+    for warmup, first in ((1, 2), (2, 3)):
+        out = run(TokenTrim(lam=-100.0, warmup=warmup))
+        assert np.isfinite(out.threshold).tolist() == [[t >= first for t in range(5)]] * 2
+        assert np.isnan(out.severity[:, 0]).all() and np.isfinite(out.severity[:, 1:]).all()
+
+
+def test_own_policy_in_a_rollout(run):
+    def middle(drift, entry_drift, key):
+        assert drift.shape == (2, 16) and entry_drift.shape == (2, 6, 16) and key.shape == (2,)
+        return jnp.zeros(entry_drift.shape, bool).at[:, :, 5].set(True).at[1, :3, 6].set(True)
+
+    out = run(TokenTrim(lam=-100.0, select=middle))
+    pruned = np.asarray(out.pruned).reshape(2, 5, 16)
+    assert not pruned[:, :3].any()
+    # Full from the third chunk on: six slots, of which sample 1 loses three at place 6.
+    wanted = np.zeros((2, 16))
+    wanted[:, 5], wanted[1, 6] = 1, 0.5
+    np.testing.assert_allclose(pruned[:, 3], wanted)
+
+
+@pytest.mark.parametrize("select", ["motion", "novelty"])
+def test_drift_of_a_rollout_is_that_of_the_measure(run, select):
+    out = run(TokenTrim(select=select, lam=1e9))
+    tokens = drift.frame_tokens(out.latents, CONFIG.patch)
+    for chunk in range(1, 5):
+        now = tokens[:, 3 * chunk : 3 * chunk + 3]
+        if select == "motion":
+            before = tokens[:, 3 * chunk - 3 : 3 * chunk].mean(axis=1)
+            want = drift.neighbour_drift(now.mean(axis=1), before, (4, 4))
+        else:
+            past = tokens[:, max(0, 3 * chunk - 6) : 3 * chunk]
+            want = drift.novelty(now, past, jnp.ones(past.shape[1], bool))
+        got = out.drift[:, chunk].reshape(2, 16)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+        count = TokenTrim().count(16)
+        severity = np.sort(np.asarray(got))[:, -count:].mean(axis=1)
+        np.testing.assert_allclose(out.severity[:, chunk], severity, rtol=1e-5)
+    # The measure decides on what is dropped, too.
+    out = run(TokenTrim(select=select, lam=-100.0))
+    drops = np.asarray(out.pruned[:, 3]).reshape(2, 16) == 1
+    top = np.asarray(drift.top(out.drift[:, 3].reshape(2, 16), count))
+    np.testing.assert_array_equal(drops, top)
+
+
+@pytest.mark.parametrize("select", ["bottom", "adaptive", "per_frame"])
+def test_policies_in_a_rollout(run, select):
+    out = run(TokenTrim(select=select, lam=-100.0))
+    pruned = np.asarray(out.pruned).reshape(2, 5, 16)
+    assert out.triggered[:, 3:].all() and np.isfinite(out.latents).all()
+    assert (np.count_nonzero(pruned[:, 3:], axis=2) <= 2).all() and not pruned[:, :3].any()
