@@ -52,13 +52,13 @@ class Recipe:
     kl: float = 5e-4
     clips: int = 1000
     clip_frames: int = 57
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 4
     chunks: int = 3
     chunk: int = 3
     rate: float = 2e-3
     warmup: int = 50
-    decay: float = 0.3
+    decay: float = 0.6
     average: float = 0.995
     save_every: int = 250
 

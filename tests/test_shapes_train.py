@@ -1,0 +1,83 @@
+"""The training recipe: its loss against a plain one, and that stopping changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from models import random_dit
+
+from tt_jax.attention import rotate, rotation
+from tt_jax.models.dit import KV, DiTConfig
+from tt_jax.schedule import time_sinusoid
+from tt_jax.shapes.train import (
+    LEVEL_ODDS,
+    Log,
+    optimizer,
+    run_stage,
+    schedule,
+    teacher_forcing_loss,
+)
+
+CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
+
+
+def test_teacher_forcing_is_each_chunk_after_the_clean_ones():
+    dit = random_dit(CONFIG)
+    keys = jax.random.split(jax.random.key(0), 3)
+    latents, noise = (jax.random.normal(key, (2, 9, 4, 4, 2)) for key in keys[:2])
+    text = jax.random.normal(keys[2], (2, CONFIG.text_len, CONFIG.text_dim))
+    sigma = np.random.default_rng(0).uniform(0.5, 1, (2, 3)).astype(np.float32)
+    clean = jnp.asarray(time_sinusoid(np.zeros((1, 6))))
+    mean, chunks = jax.jit(teacher_forcing_loss)(
+        dit, text, latents, noise, jnp.asarray(sigma), clean, jnp.asarray(time_sinusoid(sigma))
+    )
+
+    cross, context, expected = dit.encode_text(text), None, []
+    for chunk in range(3):
+        part = slice(3 * chunk, 3 * chunk + 3)
+        frames, level = jnp.arange(9)[part], jnp.asarray(sigma[:, chunk])[:, None, None, None, None]
+        noisy = (1 - level) * latents[:, part] + level * noise[:, part]
+        time = jnp.asarray(time_sinusoid(np.repeat(sigma[:, chunk : chunk + 1], 3, axis=1)))
+        flow, _ = dit(noisy, time, cross, frames, context)
+        expected.append(jnp.mean((flow - noise[:, part] + latents[:, part]) ** 2))
+        _, kv = dit(latents[:, part], clean[:, :3], cross, frames, context)
+        kv = KV(rotate(kv.k, rotation(frames, 2, 2, CONFIG.head_dim)), kv.v)
+        context = kv if context is None else KV(
+            *(jnp.concatenate(pair, axis=2) for pair in zip(context, kv, strict=True))
+        )  # fmt: skip
+    np.testing.assert_allclose(chunks, expected, rtol=1e-5)
+    np.testing.assert_allclose(mean, np.mean(expected), rtol=1e-5)
+
+
+def test_stopping_and_going_on_changes_nothing(tmp_path):
+    target = jax.random.normal(jax.random.key(1), (8, 8))
+
+    def loss(params, noise):
+        return jnp.mean((params["kernel"] + params["bias"] - target + noise) ** 2), {}
+
+    def batch(step):
+        return (0.1 * np.random.default_rng(step).normal(size=(8, 8)).astype(np.float32),)
+
+    def train(folder, steps):
+        params = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros((8,))}
+        rate = schedule(1e-1, 8, 2, 0.5)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return run_stage(
+            "stage", tmp_path / folder, params, optimizer(rate), loss, batch,
+            steps=steps, average=0.9, save_every=2, log=Log(tmp_path / folder / "log.csv"),
+        )  # fmt: skip
+
+    whole = train("whole", 8)
+    half = train("parts", 4)
+    parts = train("parts", 8)
+    for a, b, c in zip(*map(jax.tree.leaves, (whole, parts, half)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(a, c)
+    again = train("parts", 4)  # the model at that age
+    np.testing.assert_array_equal(again["kernel"], half["kernel"])
+
+
+def test_schedule_warms_up_and_decays():
+    rate = schedule(1.0, 100, 10, 0.3)
+    values = [float(rate(step)) for step in (0, 5, 10, 50, 70, 85, 100)]
+    np.testing.assert_allclose(values, [0, 0.5, 1, 1, 1, 0.525, 0.05], rtol=1e-6)
+    assert np.isclose(LEVEL_ODDS.sum(), 1)
