@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tt_jax import pipeline, plan, plots, report, video
 from tt_jax.checkpoint import read_config
+from tt_jax.evaluate.report import add_eval
 from tt_jax.models.presets import FPS
 from tt_jax.pipeline import Chunk, NonFiniteError, Video
 from tt_jax.strategies.self_forcing import SelfForcing
@@ -298,4 +299,4 @@ def size(text: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-COMMANDS = (add_generate, add_compare)
+COMMANDS = (add_generate, add_compare, add_eval)
