@@ -1,0 +1,38 @@
+# Each target works from a bare clone, with Python 3.11 or later: it makes .venv and installs there.
+PYTHON ?= python3
+BIN := .venv/bin
+PROMPT ?= a small red circle moving to the right slowly on a white background
+
+.PHONY: demo test newest lint clean
+
+# A 30-second comparison on the embedded model: demo/compare.mp4, .png and .json.
+demo: .venv/.installed
+	$(BIN)/tt-jax compare "$(PROMPT)" --seconds 30 --out demo
+
+# All tests but those of true-size models; a file stays in one process, which compiles once.
+test: .venv/.tested
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not huge"
+
+# The tests that need no torch (the others skip), on the newest JAX that PYTHON can have.
+newest:
+	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[test]"
+	.venv-newest/bin/python -c "import jax; print('JAX', jax.__version__)"
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not huge"
+
+lint: .venv/.tested
+	$(BIN)/ruff check
+
+clean:
+	rm -rf .venv .venv-newest demo
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/.tested: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,parity]"
+	touch $@ .venv/.installed
