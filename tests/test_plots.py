@@ -102,7 +102,8 @@ def test_columns_prefer_interventions(count, hits, shown):
 @pytest.mark.parametrize("labels", [("TokenTrim",), ("plain", "TokenTrim")])
 def test_picture(labels, tmp_path):
     runs = {label: make(HITS if label == "TokenTrim" else ()) for label in labels}
-    figure = plots.picture(runs, "a prompt for $5 and $6 with 日本語 and " + "words " * 40, "a note")
+    prompt = "a prompt for $5 and $6 with 日本語 and " + "words " * 40
+    figure = plots.picture(runs, prompt, "a note")
     # One panel; for each run nine frames, nine maps and the colour scale.
     assert len(figure.axes) == 1 + 19 * len(labels)
     scales = {image.get_clim() for axes in figure.axes for image in axes.get_images()[:1]

@@ -34,7 +34,8 @@ def test_written_files_play_in_browsers(frames, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "written"), [((257, 301), (256, 300)), ((480, 832), (480, 832)), ((50, 80), (300, 480))]
+    ("size", "written"),
+    [((257, 301), (256, 300)), ((480, 832), (480, 832)), ((50, 80), (300, 480))],
 )
 def test_sizes(size, written, tmp_path):
     video.write(tmp_path / "a.mp4", np.zeros((2, *size, 3), np.uint8))
@@ -96,12 +97,13 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
 def test_a_video_is_brought_to_16_frames_a_second(fps, count, tmp_path):
     """20 frames, each its number times 12 bright; frame k is the one shown at k / 16 s."""
     bright = np.arange(20, dtype=np.uint8) * 12
-    video.write(tmp_path / "a.mp4", np.broadcast_to(bright[:, None, None, None], (20, 64, 64, 3)), fps)
-    clip = video.read(tmp_path / "a.mp4", (32, 32), 1000)
+    path = tmp_path / "a.mp4"
+    video.write(path, np.broadcast_to(bright[:, None, None, None], (20, 64, 64, 3)), fps)
+    clip = video.read(path, (32, 32), 1000)
     assert clip.fps == fps and clip.source == (256, 256)
     shown = clip.frames.mean(axis=(1, 2, 3)) / 12
     np.testing.assert_allclose(shown, np.arange(count) * fps // 16, atol=0.3)
-    np.testing.assert_array_equal(video.read(tmp_path / "a.mp4", (32, 32), 7).frames, clip.frames[:7])
+    np.testing.assert_array_equal(video.read(path, (32, 32), 7).frames, clip.frames[:7])
 
 
 def test_a_gif_is_a_video(frames, tmp_path):

@@ -1,40 +1,29 @@
 """The command line, `tt-jax` or `python -m tt_jax`: arguments to pipeline calls.
 
-A subcommand is one function that registers its parser, listed in `COMMANDS`, and one that takes
-the parsed arguments, checks all of them, and returns the work that is left. Bad input is a
+A subcommand is a function that registers its parser, listed in `COMMANDS`, and one that takes the
+parsed arguments, checks all of them, and returns the work that is left. Bad input is a
 ValueError or OSError of that second function: one sentence on stderr, exit code 2.
 """
 
 import argparse
-import dataclasses
-import hashlib
 import os
-import re
 import shlex
+import signal
 import sys
-import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tt_jax import pipeline, plan, plots, report, video
-from tt_jax.checkpoint import read_config
 from tt_jax.evaluate.report import add_eval
-from tt_jax.models.presets import FPS
-from tt_jax.pipeline import Chunk, NonFiniteError, Video
-from tt_jax.strategies.self_forcing import SelfForcing
-from tt_jax.trim import POLICIES, TokenTrim
+from tt_jax.files import discard_unfinished
+from tt_jax.generate import add_compare, add_generate
+from tt_jax.pipeline import NonFiniteError
 
-PLAIN, TRIMMED = "plain", "TokenTrim"
-Work = Callable[[], None]
+Work = Callable[[], int | None]  # an exit code, if not 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.command = shlex.join(["tt-jax", *(sys.argv[1:] if argv is None else argv)])
     keep_programs()
+    previous = signal.signal(signal.SIGINT, stop)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
@@ -65,18 +55,26 @@ def main(argv: list[str] | None = None) -> int:
                 work = args.check(args)
             except (ValueError, OSError) as error:
                 return say(str(error), 2)
-            work()
+            return work() or 0
         except (NonFiniteError, OSError) as error:
             return say(str(error), 1)
         except KeyboardInterrupt:
             return say("interrupted.", 130)
-    return 0
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
 
 def say(message: str, code: int = 0) -> int:
     """One line on stderr; returns the exit code."""
     print(f"tt-jax: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def stop(*_: Any) -> NoReturn:
+    """Ends the program at Ctrl-C. An exception would be lost, or worse, in XLA's callbacks."""
+    discard_unfinished()
+    Console(stderr=True).show_cursor()
+    os._exit(say("interrupted.", 130))
 
 
 def keep_programs() -> None:
@@ -86,217 +84,56 @@ def keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "tt-jax" / "programs"))
 
 
-# --- generate, compare --------------------------------------------------------------------------
+# --- fetch, verify ------------------------------------------------------------------------------
 
 
-def add_generate(commands: Any) -> None:
-    """`tt-jax generate`: a prompt to a video, its drift picture and its record."""
-    parser = commands.add_parser("generate", help="make a video from a prompt")
-    add_request(parser)
-    parser.add_argument(
-        "--trim", action=argparse.BooleanOptionalAction, default=True,
-        help="let TokenTrim intervene (it measures either way)",
-    )  # fmt: skip
-    parser.set_defaults(check=lambda args: request(args, [TRIMMED if args.trim else PLAIN]))
+def add_fetch(commands: Any) -> None:
+    """`tt-jax fetch`: a published model, downloaded and converted."""
+    parser = commands.add_parser("fetch", help="download a published model and convert it")
+    parser.add_argument("name", help="wan2.1-1.3b, wan2.1-14b, self-forcing or rolling-forcing")
+    parser.add_argument("folder", type=Path, help="the model's folder; its other parts are kept")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit")
+    parser.set_defaults(check=fetch)
 
 
-def add_compare(commands: Any) -> None:
-    """`tt-jax compare`: the same noise with and without TokenTrim, side by side."""
-    parser = commands.add_parser("compare", help="the same noise with and without TokenTrim")
-    add_request(parser)
-    parser.set_defaults(check=lambda args: request(args, [PLAIN, TRIMMED]))
+def fetch(args: argparse.Namespace) -> Work:
+    """Downloads and converts; the report of a checkpoint that can't be converted is printed."""
+    from convert import hub  # here and not above: only this command needs it
 
+    if args.name not in hub.KNOWN:
+        raise ValueError(f"there is no {args.name!r} to fetch, only {', '.join(hub.KNOWN)}.")
 
-def add_request(parser: argparse.ArgumentParser) -> None:
-    """What generate and compare have in common."""
-    parser.add_argument("prompt", help="what the video should show")
-    parser.add_argument("--model", default="shapes", help="'shapes', or a model's folder")
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of the video")
-    parser.add_argument("--seed", type=seed, default=0, help="of all noise")
-    parser.add_argument("--batch", type=positive, default=1, help="videos made at once")
-    parser.add_argument("--size", type=size, help="like 832x480; the model's own by default")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="start from a picture or video")
-    parser.add_argument("--out", type=Path, help="folder, or name of the mp4 (default: runs/...)")
-    parser.add_argument("--window", type=int, help="latent frames that attention spans")
-    parser.add_argument("--sink", type=int, default=0, help="first frames that are never evicted")
-    parser.add_argument(
-        "--allow-bidirectional", action="store_true",
-        help="use a model that wasn't trained to generate chunk by chunk",
-    )  # fmt: skip
-    own = TokenTrim()
-    trim = parser.add_argument_group("TokenTrim")
-    trim.add_argument("--p", type=float, default=own.p, help="share of tokens that are unstable")
-    trim.add_argument("--lam", type=float, default=own.lam, help="deviations above the mean")
-    trim.add_argument("--warmup", type=int, default=own.warmup, help="severities before a test")
-    trim.add_argument("--retries", type=int, default=own.retries, help="further attempts")
-    trim.add_argument("--when", choices=("final", "first_step"), default=own.when)
-    trim.add_argument("--select", choices=tuple(POLICIES), default=own.select)
-    trim.add_argument("--accept", choices=("always", "better"), default=own.accept)
-    trim.add_argument("--resample-noise", action="store_true", help="fresh noise for a retry")
-    trim.add_argument("--prune-sink", action="store_true", help="drop tokens of sink frames too")
-
-
-def request(args: argparse.Namespace, labels: list[str]) -> Work:
-    """Checks a request for one run per label; the work makes them and writes the files."""
-    pipeline.check_prompts([args.prompt])
-    frames = pipeline.frame_count(args.seconds)
-    fields = [field.name for field in dataclasses.fields(TokenTrim)]
-    trimmed = TokenTrim(**{name: getattr(args, name) for name in fields})
-    trims = {PLAIN: dataclasses.replace(trimmed, retries=0), TRIMMED: trimmed}
-    config, kind = read_config(pipeline.find(args.model))
-    strategy = SelfForcing(window=args.window or config.window, sink=args.sink)
-    height, width = args.size or config.size
-    pipeline.check_size(config, (height, width))
-    path = output(args.out, args.prompt, "compare" if len(labels) > 1 else "video")
-    initial = None
-    if args.init is not None:
-        initial = read_initial(args.init, (height, width), frames)
-    dtype = pipeline.default_dtype()
-    memory = plan.estimate(
-        config, dtype, strategy, size=(height, width), frames=frames, batch=args.batch
-    )
-    plan.check(dataclasses.replace(memory, host=memory.host * len(labels)))
-
-    started = time.perf_counter()
-    pipe = pipeline.load(args.model, dtype, allow_bidirectional=args.allow_bidirectional)
-    text = jnp.repeat(pipe.encode_prompt(args.prompt), args.batch, axis=0)
-    streams = {
-        label: pipe.stream(
-            text, seconds=args.seconds, seed=args.seed, strategy=strategy, trim=trims[label],
-            size=(height, width), initial=initial,
-        )
-        for label in labels
-    }  # fmt: skip
-    record = {
-        "command": args.command,
-        "prompt": args.prompt,
-        "seconds": args.seconds,
-        "frames": frames,
-        "fps": FPS,
-        "size": [height, width],
-        "seed": args.seed,
-        "batch": args.batch,
-        "dtype": np.dtype(dtype).name,
-        "initial": args.init and describe(args.init),
-        "strategy": report.settings(strategy),
-        "trim": {label: report.settings(trims[label]) for label in labels},
-        "model": {"name": args.model, "kind": kind, "config": dataclasses.asdict(config)},
-        "versions": report.versions(),
-        "device": report.device(),
-    }
-    loading = time.perf_counter() - started
-
-    def work() -> None:
-        timings: dict[str, Any] = {"loading": loading}
-        videos = {}
-        for label, stream in streams.items():
-            videos[label], timings[label] = watch(stream, label)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files = save_videos(path, videos)
-        note = (
-            f"{args.model} · seed {args.seed} · window {strategy.window}, sink {strategy.sink} · "
-            f"p {trimmed.p:g}, λ {trimmed.lam:g}, warm-up {trimmed.warmup}"
-        )
-        for i, file in enumerate(files):
-            acted = trims[labels[-1]].retries > 0
-            picture = plots.picture(videos, args.prompt, note, acted=acted, sample=i)
-            plots.save(picture, file.with_suffix(".png"))
-        samples = report.samples(videos, files)
-        report.save(path.with_suffix(".json"), record | {"timings": timings, "samples": samples})
-        print(*files, sep="\n")
+    def work() -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it cleans up; no XLA runs here
+        try:
+            print(*hub.fetch(args.name, args.folder, args.revision, say), sep="\n")
+        except hub.BadInput as error:
+            print(f"tt-jax: {error}", file=sys.stderr)
+            return 2
+        return 0
 
     return work
 
 
-def watch(stream: Any, label: str) -> tuple[Video, dict[str, float]]:
-    """Collects a stream under a progress bar; returns the video and its timings in seconds."""
-    console = Console(stderr=True)
-    style = "{task.description}", "{task.fields[numbers]}"
-    bar = Progress(
-        TextColumn(style[0]), BarColumn(), MofNCompleteColumn(), TextColumn(style[1]),
-        TimeElapsedColumn(), console=console, disable=not console.is_terminal,
-    )  # fmt: skip
-    started, first, triggers = time.perf_counter(), 0.0, 0
-    with bar:
-        task = bar.add_task(label, total=None, numbers="compiling")
-
-        def show(chunk: Chunk) -> None:
-            nonlocal first, triggers
-            first = first or time.perf_counter() - started
-            triggers += int(chunk.rollout.triggered.sum())
-            highest = float(chunk.rollout.severity.max())
-            numbers = f"severity {highest:.3f}, {triggers} triggers"
-            bar.update(task, total=chunk.total, advance=1, numbers=numbers)
-
-        made = Video.collect(stream, show)
-    return made, {"first_chunk": first, "all_chunks": time.perf_counter() - started}
+def add_verify(commands: Any) -> None:
+    """`tt-jax verify`: whether a model's folder holds what was converted, and works."""
+    parser = commands.add_parser("verify", help="check a converted model; exit code 1 if wrong")
+    parser.add_argument("folder", type=Path, help="the model's folder")
+    parser.set_defaults(check=verify)
 
 
-def save_videos(path: Path, videos: dict[str, Video]) -> list[Path]:
-    """Writes one file per sample: the only run's video, or two runs side by side."""
-    first, *others = videos.values()
-    if not others:
-        return first.save(path)
-    labels = tuple(videos)
-    for i, file in enumerate(first.paths(path)):
-        video.write(file, video.side_by_side(first.frames[i], others[0].frames[i], labels))
-    return first.paths(path)
+def verify(args: argparse.Namespace) -> Work:
+    """Runs the checks; the work prints their table."""
+    from tt_jax.verify import table
+    from tt_jax.verify import verify as check
+
+    rows = list(check(args.folder))
+
+    def work() -> int:
+        print(table(rows))
+        return int(not all(row.passed for row in rows))
+
+    return work
 
 
-def output(out: Path | None, prompt: str, name: str) -> Path:
-    """The video's path. Raises ValueError if nothing can be written there."""
-    if out is None:
-        words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:50].rstrip("-")
-        out = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
-    path = out if out.suffix == ".mp4" and not out.is_dir() else out / f"{name}.mp4"
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise ValueError(f"{path.parent} can't be written: {error.strerror}.") from None
-    return path
-
-
-def read_initial(path: Path, size: tuple[int, int], frames: int) -> np.ndarray:
-    """Reads what the video starts from, and says what was done to it."""
-    clip = video.read(path, size, frames)
-    done = []
-    if clip.source != size:
-        source = f"{clip.source[1]}x{clip.source[0]}"
-        done.append(f"resized and centre-cropped from {source} to {size[1]}x{size[0]}")
-    if clip.fps not in (None, FPS):
-        done.append(f"brought from {clip.fps:g} to {FPS} frames a second")
-    if done:
-        say(f"{path} was {' and '.join(done)}.")
-    return clip.frames
-
-
-def describe(path: Path) -> dict[str, str]:
-    """A file's name and SHA-256, for the record."""
-    with path.open("rb") as file:
-        return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def seed(text: str) -> int:
-    """Type of --seed: 32 bits."""
-    if not 0 <= int(text) < 2**32:
-        raise argparse.ArgumentTypeError(f"a seed is between 0 and {2**32 - 1}, not {text}")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Type of a count."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"at least 1 is needed, not {text}")
-    return int(text)
-
-
-def size(text: str) -> tuple[int, int]:
-    """Type of --size: WIDTHxHEIGHT to (height, width)."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT, like 832x480, not {text}")
-    return int(match[2]), int(match[1])
-
-
-COMMANDS = (add_generate, add_compare, add_eval)
+COMMANDS = (add_generate, add_compare, add_fetch, add_verify, add_eval)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_unfinished: set[Path] = set()
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -13,8 +15,16 @@ def whole(path: Path) -> Iterator[Path]:
     On any exception, an interrupt included, what was written is removed and `path` left as it was.
     """
     aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    _unfinished.add(aside)
     try:
         yield aside
         aside.replace(path)
     finally:
+        aside.unlink(missing_ok=True)
+        _unfinished.discard(aside)
+
+
+def discard_unfinished() -> None:
+    """Removes what is being written, for a program that ends at once."""
+    for aside in list(_unfinished):
         aside.unlink(missing_ok=True)

@@ -340,7 +340,8 @@ def load(
     if kind == "bidirectional" and not allow_bidirectional:
         raise ModelError(
             f"{folder} is a bidirectional model, which generates garbage chunk by chunk: take a "
-            "causal generator (Self Forcing, Rolling Forcing, CausVid, LongLive), or allow it."
+            "causal generator (Self Forcing, Rolling Forcing, CausVid, LongLive), or go on with "
+            "--allow-bidirectional (allow_bidirectional=True)."
         )
     pieces = folder / "tokenizer.model"
     if not pieces.is_file():

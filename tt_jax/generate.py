@@ -1,0 +1,243 @@
+"""`tt-jax generate` and `tt-jax compare`: checks, progress, and the files of a run."""
+
+import argparse
+import dataclasses
+import hashlib
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tt_jax import pipeline, plan, plots, report, video
+from tt_jax.checkpoint import read_config
+from tt_jax.models.presets import FPS
+from tt_jax.pipeline import Chunk, Video
+from tt_jax.strategies.self_forcing import SelfForcing
+from tt_jax.trim import POLICIES, TokenTrim
+
+PLAIN, TRIMMED = "plain", "TokenTrim"
+
+
+
+def add_generate(commands: Any) -> None:
+    """`tt-jax generate`: a prompt to a video, its drift picture and its record."""
+    parser = commands.add_parser("generate", help="make a video from a prompt")
+    add_request(parser)
+    parser.add_argument(
+        "--trim", action=argparse.BooleanOptionalAction, default=True,
+        help="let TokenTrim intervene (it measures either way)",
+    )  # fmt: skip
+    parser.set_defaults(check=lambda args: request(args, [TRIMMED if args.trim else PLAIN]))
+
+
+def add_compare(commands: Any) -> None:
+    """`tt-jax compare`: the same noise with and without TokenTrim, side by side."""
+    parser = commands.add_parser("compare", help="the same noise with and without TokenTrim")
+    add_request(parser)
+    parser.set_defaults(check=lambda args: request(args, [PLAIN, TRIMMED]))
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """What generate and compare have in common."""
+    parser.add_argument("prompt", help="what the video should show")
+    parser.add_argument("--model", default="shapes", help="'shapes', or a model's folder")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of the video")
+    parser.add_argument("--seed", type=seed, default=0, help="of all noise")
+    parser.add_argument("--batch", type=positive, default=1, help="videos made at once")
+    parser.add_argument("--size", type=size, help="like 832x480; the model's own by default")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="start from a picture or video")
+    parser.add_argument("--out", type=Path, help="folder, or name of the mp4 (default: runs/...)")
+    parser.add_argument("--window", type=int, help="latent frames that attention spans")
+    parser.add_argument("--sink", type=int, default=0, help="first frames that are never evicted")
+    parser.add_argument(
+        "--allow-bidirectional", action="store_true",
+        help="use a model that wasn't trained to generate chunk by chunk",
+    )  # fmt: skip
+    own = TokenTrim()
+    trim = parser.add_argument_group("TokenTrim")
+    trim.add_argument("--p", type=float, default=own.p, help="share of tokens that are unstable")
+    trim.add_argument("--lam", type=float, default=own.lam, help="deviations above the mean")
+    trim.add_argument("--warmup", type=int, default=own.warmup, help="severities before a test")
+    trim.add_argument("--retries", type=int, default=own.retries, help="further attempts")
+    trim.add_argument("--when", choices=("final", "first_step"), default=own.when)
+    trim.add_argument("--select", choices=tuple(POLICIES), default=own.select)
+    trim.add_argument("--accept", choices=("always", "better"), default=own.accept)
+    trim.add_argument("--resample-noise", action="store_true", help="fresh noise for a retry")
+    trim.add_argument("--prune-sink", action="store_true", help="drop tokens of sink frames too")
+
+
+def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
+    """Checks a request for one run per label; the work makes them and writes the files."""
+    pipeline.check_prompts([args.prompt])
+    frames = pipeline.frame_count(args.seconds)
+    fields = [field.name for field in dataclasses.fields(TokenTrim)]
+    trimmed = TokenTrim(**{name: getattr(args, name) for name in fields})
+    trims = {PLAIN: dataclasses.replace(trimmed, retries=0), TRIMMED: trimmed}
+    config, kind = read_config(pipeline.find(args.model))
+    window = config.window if args.window is None else args.window
+    strategy = SelfForcing(window=window, sink=args.sink)
+    height, width = args.size or config.size
+    pipeline.check_size(config, (height, width))
+    path = output(args.out, args.prompt, "compare" if len(labels) > 1 else "video")
+    initial = None
+    if args.init is not None:
+        initial = read_initial(args.init, (height, width), frames)
+    dtype = pipeline.default_dtype()
+    memory = plan.estimate(
+        config, dtype, strategy, size=(height, width), frames=frames, batch=args.batch
+    )
+    plan.check(dataclasses.replace(memory, host=memory.host * len(labels)))
+
+    started = time.perf_counter()
+    pipe = pipeline.load(args.model, dtype, allow_bidirectional=args.allow_bidirectional)
+    text = jnp.repeat(pipe.encode_prompt(args.prompt), args.batch, axis=0)
+    streams = {
+        label: pipe.stream(
+            text, seconds=args.seconds, seed=args.seed, strategy=strategy, trim=trims[label],
+            size=(height, width), initial=initial,
+        )
+        for label in labels
+    }  # fmt: skip
+    record = {
+        "command": args.command,
+        "prompt": args.prompt,
+        "seconds": args.seconds,
+        "frames": frames,
+        "fps": FPS,
+        "size": [height, width],
+        "seed": args.seed,
+        "batch": args.batch,
+        "dtype": np.dtype(dtype).name,
+        "initial": args.init and describe(args.init),
+        "strategy": report.settings(strategy),
+        "trim": {label: report.settings(trims[label]) for label in labels},
+        "model": {"name": args.model, "kind": kind, "config": dataclasses.asdict(config)},
+        "versions": report.versions(),
+        "device": report.device(),
+    }
+    loading = time.perf_counter() - started
+
+    def work() -> None:
+        timings: dict[str, Any] = {"loading": loading}
+        videos = {}
+        for label, stream in streams.items():
+            videos[label], timings[label] = watch(stream, label)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files = save_videos(path, videos)
+        note = (
+            f"{args.model} · seed {args.seed} · window {strategy.window}, sink {strategy.sink} · "
+            f"p {trimmed.p:g}, λ {trimmed.lam:g}, warm-up {trimmed.warmup}"
+        )
+        for i, file in enumerate(files):
+            acted = trims[labels[-1]].retries > 0
+            picture = plots.picture(videos, args.prompt, note, acted=acted, sample=i)
+            plots.save(picture, file.with_suffix(".png"))
+        samples = report.samples(videos, files)
+        report.save(path.with_suffix(".json"), record | {"timings": timings, "samples": samples})
+        print(*files, sep="\n")
+
+    return work
+
+
+def watch(stream: Iterator[Chunk], label: str) -> tuple[Video, dict[str, float]]:
+    """Collects a stream under a progress bar; returns the video and its timings in seconds."""
+    console = Console(stderr=True)
+    style = "{task.description}", "{task.fields[numbers]}"
+    bar = Progress(
+        TextColumn(style[0]), BarColumn(), MofNCompleteColumn(), TextColumn(style[1]),
+        TimeElapsedColumn(), console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    started, first, triggers = time.perf_counter(), 0.0, 0
+    with bar:
+        task = bar.add_task(label, total=None, numbers="compiling")
+
+        def show(chunk: Chunk) -> None:
+            nonlocal first, triggers
+            first = first or time.perf_counter() - started
+            triggers += int(chunk.rollout.triggered.sum())
+            highest = float(chunk.rollout.severity.max())
+            numbers = f"severity {highest:.3f}, {triggers} triggers"
+            bar.update(task, total=chunk.total, advance=1, numbers=numbers)
+
+        made = Video.collect(stream, show)
+    return made, {"first_chunk": first, "all_chunks": time.perf_counter() - started}
+
+
+def save_videos(path: Path, videos: dict[str, Video]) -> list[Path]:
+    """Writes one file per sample: the only run's video, or two runs side by side."""
+    first, *others = videos.values()
+    if not others:
+        return first.save(path)
+    labels = tuple(videos)
+    for i, file in enumerate(first.paths(path)):
+        video.write(file, video.side_by_side(first.frames[i], others[0].frames[i], labels))
+    return first.paths(path)
+
+
+def output(out: Path | None, prompt: str, name: str) -> Path:
+    """The video's path. Raises ValueError if nothing can be written there."""
+    if out is None:
+        words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:50].rstrip("-")
+        out = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
+    path = out if out.suffix == ".mp4" and not out.is_dir() else out / f"{name}.mp4"
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ValueError(f"{path.parent} can't be written: {error.strerror}.") from None
+    return path
+
+
+def read_initial(
+    path: Path, size: tuple[int, int], frames: int
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Reads what a video of `frames` frames starts from, and says what was done to it."""
+    clip = video.read(path, size, frames)
+    if len(clip.frames) == frames:
+        raise ValueError(f"{path} fills all {frames} frames: ask for more seconds than it has.")
+    done = []
+    if clip.source != size:
+        source = f"{clip.source[1]}x{clip.source[0]}"
+        done.append(f"resized and centre-cropped from {source} to {size[1]}x{size[0]}")
+    if clip.fps not in (None, FPS):
+        done.append(f"brought from {clip.fps:g} to {FPS} frames a second")
+    if done:
+        warnings.warn(f"{path} was {' and '.join(done)}.", stacklevel=2)
+    return clip.frames
+
+
+def describe(path: Path) -> dict[str, str]:
+    """A file's name and SHA-256, for the record."""
+    with path.open("rb") as file:
+        return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def seed(text: str) -> int:
+    """Type of --seed: 32 bits."""
+    if not 0 <= int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"a seed is between 0 and {2**32 - 1}, not {text}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Type of a count."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"at least 1 is needed, not {text}")
+    return int(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Type of --size: WIDTHxHEIGHT to (height, width)."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT, like 832x480, not {text}")
+    return int(match[2]), int(match[1])
