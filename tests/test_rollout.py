@@ -95,19 +95,16 @@ def test_records_before_there_is_anything_to_compare(dit, text):
 
 def test_warmup_of_one_tests_the_third_chunk(dit, text):
     out = run(dit, text, 4, TokenTrim(lam=-100.0, warmup=1))
-    np.testing.assert_array_equal(out.triggered[0], [False, False, True, True])
+    np.testing.assert_array_equal(np.isfinite(out.threshold[0]), [False, False, True, True])
 
 
 def test_retries_drop_what_the_attempt_before_found(dit, text):
-    trim = TokenTrim(p=0.25, lam=-100.0, warmup=1, retries=2, resample_noise=True)
-    out = run(dit, text, 3, trim, strategy=dataclasses.replace(STRATEGY, window=9))
-    once = run(
-        dit, text, 3, dataclasses.replace(trim, retries=1),
-        strategy=dataclasses.replace(STRATEGY, window=9),
-    )  # fmt: skip
-    assert once.pruned[0, 2].sum() == 1
-    assert 1 <= out.pruned[0, 2].sum() <= 2
-    assert (out.pruned[0, 2] >= once.pruned[0, 2]).all()
+    trim = TokenTrim(p=0.25, lam=-100.0, retries=3, resample_noise=True)
+    out = run(dit, text, 4, trim)
+    once = run(dit, text, 4, dataclasses.replace(trim, retries=1))
+    assert once.pruned[0, 3].sum() == 1
+    assert out.pruned[0, 3].sum() > 1
+    assert (out.pruned[0, 3] >= once.pruned[0, 3]).all()
 
 
 def test_better_keeps_the_attempt_that_drifts_less(dit, text):
@@ -130,7 +127,7 @@ def test_a_policy_of_ones_own(dit, text):
 
 
 def test_sinks_are_exempt_unless_asked_for(dit, text):
-    strategy = SelfForcing(window=9, sink=3, steps=(1000, 500))
+    strategy = SelfForcing(window=12, sink=3, steps=(1000, 500))
     kept = run(dit, text, 5, TokenTrim(p=0.25, lam=-100.0), strategy=strategy).state.context
     assert kept.valid[0, :3].all() and not kept.valid[0, 3:].all()
     trim = TokenTrim(p=0.25, lam=-100.0, prune_sink=True)

@@ -1,9 +1,10 @@
 """Trains the embedded model: `python -m tt_jax.shapes.train FOLDER`.
 
-Three stages, each resumable: the VAE on rendered clips, then the clips' latents, then transformer
-and text encoder together, by flow matching with block-causal teacher forcing: every chunk is
-denoised from its own noise level while it sees the clean chunks before it, through the same context
-path that a rollout uses. The settings are one dataclass; the log is `FOLDER/log.csv`.
+Stages, each resumable: the VAE on short rendered clips; the latents of longer ones; the decoder on
+those; then transformer and text encoder together, by flow matching with block-causal teacher
+forcing: every chunk is denoised from its own noise level while it sees the clean chunks before it,
+through the same context path that a rollout uses. The settings are one dataclass; the log is
+`FOLDER/log.csv`.
 """
 
 import argparse
@@ -52,13 +53,15 @@ class Recipe:
     kl: float = 5e-4
     clips: int = 1000
     clip_frames: int = 57
-    steps: int = 2000
+    decoder_steps: int = 750
+    decoder_crop: int = 32
+    steps: int = 1700
     batch: int = 4
     chunks: int = 3
     chunk: int = 3
     rate: float = 2e-3
     warmup: int = 50
-    decay: float = 0.6
+    decay: float = 0.53
     average: float = 0.995
     save_every: int = 250
 
@@ -268,6 +271,46 @@ def encode_clips(vae: VAE, recipe: Recipe, path: Path, log: Log) -> None:
     aside.rename(path)
 
 
+def train_decoder(
+    config: ModelConfig, recipe: Recipe, folder: Path, vae: Params, log: Log
+) -> Params:
+    """Goes on with the VAE's decoder alone, on whole clips and the latents that are stored.
+
+    Each frame depends on a long past, which the short clips of the first stage don't have: trained
+    on those alone, the decoder is good for just as many frames. The encoder stays as it is, and
+    with it the latents.
+    """
+    stored = np.load(folder / "clips.npz")
+    clips = stored["latents"]
+    scale, shift = stored["std"], stored["mean"]
+    graph = nnx.graphdef(nnx.eval_shape(lambda: VAE(config.vae, rngs=nnx.Rngs(0))))
+    trained = ("decoder", "from_latents")
+    side = config.vae.spatial_stride
+    crop = recipe.decoder_crop // side
+
+    def loss(params: Params, latents: Array, video: Array) -> tuple[Array, dict]:
+        error = nnx.merge(graph, vae | params).decode_raw(latents) - video
+        squared = jnp.mean(error**2)
+        return jnp.mean(jnp.abs(error)) + squared, {"psnr": -10 * jnp.log10(squared / 4)}
+
+    def batch(step: int) -> tuple:
+        rng = rng_of(recipe.seed, 5, step)
+        row = int(rng.integers(0, len(clips)))
+        top, left = (int(rng.integers(0, size - crop + 1)) for size in clips.shape[2:4])
+        video = render(sample_scene(rng_of(recipe.seed, 3, row)), recipe.clip_frames)
+        rows, columns = (slice(side * x, side * (x + crop)) for x in (top, left))
+        latents = clips[row, :, top : top + crop, left : left + crop].astype(np.float32)
+        latents = latents * scale + shift
+        return latents[None], video[None, :, rows, columns].astype(np.float32) / 127.5 - 1.0
+
+    rate = schedule(recipe.vae_rate / 2, recipe.decoder_steps, recipe.warmup, 0.6)
+    params = run_stage(
+        "decoder", folder, {name: vae[name] for name in trained}, optimizer(rate), loss, batch,
+        steps=recipe.decoder_steps, average=0.98, save_every=250, log=log,
+    )  # fmt: skip
+    return vae | params
+
+
 # --- transformer and text encoder ---------------------------------------------------------------
 
 
@@ -411,6 +454,7 @@ def train(recipe: Recipe, folder: Path) -> None:
     if not (folder / "clips.npz").exists():
         graph = nnx.graphdef(nnx.eval_shape(lambda: VAE(config.vae, rngs=nnx.Rngs(0))))
         encode_clips(nnx.merge(graph, vae), recipe, folder / "clips.npz", log)
+    vae = train_decoder(config, recipe, folder, vae, log)
     dit = train_dit(config, recipe, folder, tokenizer, log)
     export(config, folder, vae, dit, folder / f"model-{recipe.steps}")
 
