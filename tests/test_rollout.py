@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-
 from models import random_dit
+
 from tt_jax import SelfForcing, TokenTrim, rollout
 from tt_jax.models.dit import DiTConfig
 
