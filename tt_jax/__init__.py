@@ -2,9 +2,10 @@
 
 from tt_jax.pipeline import load
 from tt_jax.rollout import Rollout, rollout
+from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim import TokenTrim
 
 __version__ = "0.1.0"
 
-__all__ = ["Rollout", "SelfForcing", "TokenTrim", "load", "rollout"]
+__all__ = ["RollingForcing", "Rollout", "SelfForcing", "TokenTrim", "load", "rollout"]

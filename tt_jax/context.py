@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from tt_jax.attention import rotate, rotation
 from tt_jax.layers import wide_dtype
 from tt_jax.models.dit import KV
 
@@ -23,7 +24,7 @@ from tt_jax.models.dit import KV
 class Context:
     """The buffer. Every operation returns a new one of the same shapes."""
 
-    # Keys with their rotation applied, and values.
+    # Keys, rotated or not as the strategy reads them, and values.
     k: Float[Array, "l b s p n h"]
     v: Float[Array, "l b s p n h"]
     # The latent tokens that the entries were made from: what drift is measured on.
@@ -79,7 +80,7 @@ def append(
     """Writes F frames, oldest first, over the oldest ones outside the sink.
 
     Their entries are valid, whatever was dropped at their positions before.
-    kv: rotated keys and values of the F frames, `[L, B, F P, N, H]`. frames: their indices.
+    kv: keys and values of the F frames, `[L, B, F P, N, H]`. frames: their indices.
     """
     layers, batch, slots, per_frame, *head = context.k.shape
     shape = (layers, batch, frames.shape[0], per_frame, *head)
@@ -97,6 +98,13 @@ def append(
         valid = put(valid, jnp.ones((batch, per_frame), bool), slot[i], 1)
         frame = put(frame, frames[i].astype(jnp.int32), slot[i], 0)
     return dataclasses.replace(context, **values, valid=valid, frame=frame)
+
+
+def turned(context: Context, positions: Int[Array, " s"], grid: tuple[int, int]) -> KV:
+    """Like `keys_values`, of keys that were cached without rotation: each slot's are rotated to the
+    frame index given for it. grid: rows and columns of a frame's tokens."""
+    past = context.keys_values
+    return KV(rotate(past.k, rotation(positions, *grid, past.k.shape[-1])), past.v)
 
 
 def prunable(context: Context, prune_sink: bool) -> Bool[Array, " s"]:

@@ -1,6 +1,7 @@
 """The rollout: one jitted `lax.scan` over chunks, and the state it carries."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,8 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from tt_jax.models.dit import DiT
-from tt_jax.strategies.self_forcing import Record, SelfForcing, State
+from tt_jax.strategies.rolling_forcing import RollingForcing
+from tt_jax.strategies.self_forcing import SelfForcing
+from tt_jax.strategies.state import Record, State
 from tt_jax.trim import TokenTrim
+
+Strategy = SelfForcing | RollingForcing
 
 
 @jax.tree_util.register_dataclass
@@ -43,7 +48,7 @@ def check_request(
     dit: DiT,
     text: Any,
     grid: tuple[int, int],
-    strategy: SelfForcing,
+    strategy: Strategy,
     trim: TokenTrim,
     chunks: int,
     initial: Any,
@@ -52,8 +57,9 @@ def check_request(
 ) -> None:
     """Raises ValueError, in one sentence, for a rollout that can't be."""
     config = dit.config
-    if chunks < 1:
-        raise ValueError(f"chunks must be at least 1, not {chunks}.")
+    # Those that a continued rollout makes again, since they were still in flight, included.
+    made = chunks + (0 if state is None else strategy.lag)
+    strategy.check(made, trim, 0 if initial is None else initial.shape[1])
     if text.shape[1:] != (config.text_len, config.text_dim):
         raise ValueError(
             f"text must be [batch, {config.text_len}, {config.text_dim}], zero-padded, "
@@ -75,7 +81,7 @@ def check_request(
     if noise is not None:
         if trim.resample_noise:
             raise ValueError("recorded noise and resample_noise=True exclude each other.")
-        wanted = (chunks, len(strategy.steps), len(text), strategy.chunk, *frame)
+        wanted = (made, len(strategy.steps), len(text), strategy.chunk, *frame)
         if noise.shape != wanted:
             raise ValueError(
                 f"noise must be [chunks, steps, batch, frames, height, width, channels] = "
@@ -90,7 +96,7 @@ def rollout(
     *,
     chunks: int,
     grid: tuple[int, int],
-    strategy: SelfForcing | None = None,
+    strategy: Strategy | None = None,
     trim: TokenTrim | None = None,
     initial: Float[Array, "b f h w c"] | None = None,
     noise: Float[Array, "chunks steps b f h w c"] | None = None,
@@ -107,7 +113,9 @@ def rollout(
     initial: latent frames to start from, at least one; not repeated in the result.
     noise: recorded noise to replay instead of drawing it: step 0 is the initial noise, step s the
         one that leads to level s.
-    state: `Rollout.state` of an earlier call, with the same text, grid, strategy and trim.
+    state: `Rollout.state` of an earlier call, with the same text, grid, strategy and trim. Under
+        Rolling Forcing the last 4 chunks of that call come again, now with what follows them, so
+        that 4 more than `chunks` are returned (and are to be given as `noise`).
     remat: recompute activations in the backward pass, for gradients in little memory.
 
     Compiled once per configuration; `trim.lam` is data. A batch in which no sample is abnormal
@@ -122,9 +130,77 @@ def rollout(
     trim = TokenTrim() if trim is None else trim
     check_request(dit, text, grid, strategy, trim, chunks, initial, noise, state)
     graph, params = nnx.split(dit)
-    if state is None:
+    fresh = state is None
+    if fresh:
         state = _begin(graph, params, text, key, tuple(grid), strategy, initial)
-    return _rollout(graph, params, text, chunks, tuple(grid), strategy, trim, noise, state, remat)
+
+    def run(chunks: int, noise: Array | None, state: State) -> Rollout:
+        return _rollout(
+            graph, params, text, chunks, tuple(grid), strategy, trim, noise, state, remat
+        )
+
+    if not strategy.lag:
+        return run(chunks, noise, state)
+    before = after = None
+    if noise is not None:
+        noise = strategy.replay(noise, fresh)
+        before, after = noise[:chunks], noise[chunks:]
+    main = run(chunks, before, state)
+    drain = run(strategy.lag, after, strategy.close(main.state))
+    return join([main, drain], first=strategy.lag if fresh else 0, state=main.state)
+
+
+def join(parts: Sequence[Rollout], state: State, first: int = 0) -> Rollout:
+    """Rollouts one after the other, from chunk `first` on; `state` is that of the whole."""
+    fields = {}
+    for field in dataclasses.fields(Rollout):
+        if field.name != "state":
+            values = [getattr(part, field.name) for part in parts]
+            skip = first * parts[0].latents.shape[1] // parts[0].severity.shape[1]
+            whole = jnp.concatenate(values, axis=1)
+            fields[field.name] = whole[:, skip if field.name == "latents" else first :]
+    return Rollout(**fields, state=state)
+
+
+def stream(
+    dit: DiT,
+    text: Float[Array, "b l e"],
+    key: Key[Array, ""],
+    *,
+    chunks: int,
+    grid: tuple[int, int],
+    strategy: Strategy | None = None,
+    trim: TokenTrim | None = None,
+    initial: Float[Array, "b f h w c"] | None = None,
+    state: State | None = None,
+) -> Iterator[Rollout]:
+    """The chunks of a `rollout` with these arguments, each as soon as it is finished.
+
+    Compiled once, whatever the number of chunks. `state` of what is yielded is where to continue
+    from; that of the chunks which Rolling Forcing finishes last is from before they were.
+
+    Raises ValueError like `rollout`, at the first chunk.
+    """
+    strategy = SelfForcing() if strategy is None else strategy
+    trim = TokenTrim() if trim is None else trim
+    check_request(dit, text, grid, strategy, trim, chunks, initial, None, state)
+    graph, params = nnx.split(dit)
+    ready = 0
+    if state is None:
+        ready = strategy.lag
+        state = _begin(graph, params, text, key, tuple(grid), strategy, initial)
+    resume = state
+    for index in range(chunks + strategy.lag):
+        if index == chunks:
+            state = strategy.close(state)
+        out = _rollout(
+            graph, params, text, 1, tuple(grid), strategy, trim, None, state, False
+        )
+        state = out.state
+        if index < chunks:
+            resume = state
+        if index >= ready:
+            yield dataclasses.replace(out, state=resume)
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5), keep_unused=True)

@@ -1,0 +1,218 @@
+"""Rolling Forcing (arXiv 2509.25161): a window of blocks at staggered noise levels rolls over the
+video, and each pass takes all of them one level down.
+
+Where transformer, context and TokenTrim meet. Axes as in `context` and `drift`.
+"""
+
+import dataclasses
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from tt_jax import context as ctx
+from tt_jax import drift as measure
+from tt_jax.context import Context
+from tt_jax.layers import wide
+from tt_jax.models.dit import KV, DiT
+from tt_jax.schedule import time_sinusoid, warp
+from tt_jax.strategies.judge import judge
+from tt_jax.strategies.state import Flight, Record, State, draw_noise, empty_state
+from tt_jax.trim import TokenTrim
+
+SPAN = 21  # frames that one pass attends to at most, its own included
+NEVER = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class RollingForcing:
+    """Rollout of a rolling window, one block for each noise level.
+
+    steps: nominal denoising steps of 1000, warped by the schedule's shift. Window w holds the
+        blocks w - 4 (about to be finished) to w (pure noise), as far as the video has them.
+
+    A pass attends to the window, to the first block of the video (the anchor, moved to the frames
+    right before what is attended next to it) and to the latest finished blocks, 21 frames in all.
+
+    TokenTrim judges the block that leaves the window: its drift is measured against the block that
+    left before it, and where that is abnormal, the window's pass is made again, all its blocks,
+    with the pruned context. Only the recent context is pruned, never the anchor.
+    """
+
+    steps: tuple[int, ...] = (1000, 800, 600, 400, 200)
+
+    chunk: ClassVar[int] = 3  # frames of a block
+
+    def __post_init__(self) -> None:
+        most = SPAN // self.chunk - 1
+        if not 2 <= len(self.steps) <= most:
+            raise ValueError(f"Rolling Forcing has 2 to {most} steps, not {len(self.steps)}.")
+
+    @property
+    def lag(self) -> int:
+        """Steps from a block's first to the one that finishes it."""
+        return len(self.steps) - 1
+
+    def start(
+        self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]
+    ) -> State:
+        """The state before the first window; `grid` is the latents' height and width."""
+        # The context is the anchor and the 18 frames that precede a finished block in its span.
+        # Keys are cached without rotation: where the anchor stands changes from window to window.
+        state = empty_state(dit, batch, grid, key, slots=SPAN, sink=self.chunk)
+        frames = self.lag * self.chunk
+        x0 = jnp.zeros((batch, frames, *grid, dit.config.channels))
+        return dataclasses.replace(
+            state, frame=state.frame - frames, flight=Flight(x0, jnp.asarray(NEVER))
+        )
+
+    def condition(
+        self, dit: DiT, text: KV, state: State, initial: Float[Array, "b f h w c"]
+    ) -> State:
+        """Takes given frames as the finished first block."""
+        context = self._remember(
+            dit, text, dataclasses.replace(state, frame=jnp.zeros_like(state.frame)), initial, False
+        )
+        return dataclasses.replace(
+            state,
+            context=context,
+            summary=measure.summary(measure.frame_tokens(initial, dit.config.patch)),
+            seen=jnp.ones((), bool),
+            frame=state.frame + self.chunk,
+        )
+
+    def close(self, state: State) -> State:
+        """From here on no new block enters the window."""
+        return dataclasses.replace(state, flight=Flight(state.flight.x0, state.chunk))
+
+    def check(self, chunks: int, trim: TokenTrim, given: int) -> None:
+        """Raises ValueError if a rollout of `chunks` blocks after `given` frames can't be."""
+        if chunks < len(self.steps):
+            raise ValueError(
+                f"Rolling Forcing makes at least {len(self.steps)} blocks of {self.chunk} latent "
+                f"frames, not {chunks}."
+            )
+        if given not in (0, self.chunk):
+            raise ValueError(
+                f"Rolling Forcing starts from nothing or from {self.chunk} latent frames, "
+                f"not {given}."
+            )
+        if trim.when != "final":
+            raise ValueError(
+                'Rolling Forcing finishes a block in one pass: leave TokenTrim\'s when "final".'
+            )
+        if trim.prune_sink:
+            raise ValueError("Rolling Forcing never prunes its anchor: leave prune_sink out.")
+
+    def noise(
+        self, state: State, shape: tuple[int, ...], attempt: int = 0
+    ) -> Float[Array, "steps b f h w c"]:
+        """Noise of the next window: step s is that of block w - s; as in Self Forcing, noise is
+        the block's and a fresh attempt goes on counting steps."""
+        steps = jnp.arange(len(self.steps))
+        first = attempt * len(self.steps)
+        return draw_noise(state.key, state.chunk - steps, first + steps, shape)
+
+    def replay(
+        self, noise: Float[Array, "blocks steps b f h w c"], fresh: bool
+    ) -> Float[Array, "windows steps b f h w c"]:
+        """Recorded noise, block by block, as `noise` gives it to the windows; the first blocks are
+        those in flight unless the rollout is `fresh`."""
+        blocks, steps = noise.shape[:2]
+        windows = blocks + (self.lag if fresh else 0)
+        first = 0 if fresh else self.lag
+        block = first + np.arange(windows)[:, None] - np.arange(steps)
+        # Blocks that the video doesn't have are masked out, whatever their noise.
+        return noise[np.clip(block, 0, blocks - 1), np.arange(steps)]
+
+    def step(
+        self,
+        dit: DiT,
+        text: KV,
+        state: State,
+        noise: Float[Array, "steps b f h w c"],
+        trim: TokenTrim,
+        remat: bool = False,
+    ) -> tuple[State, Float[Array, "b f h w c"], Record]:
+        """Denoises one window by one level; judges and remembers the block that leaves it.
+
+        What is returned for a window that isn't full yet (the first four) has no meaning.
+        """
+        size, flight, patch = self.chunk, state.flight, dit.config.patch
+        leaves = state.chunk >= self.lag
+        denoise = self._denoise(dit, text, state, remat)
+        redraw = partial(self.noise, state, noise.shape[1:])
+        seen = state.seen & leaves
+        kept, record, judged = judge(
+            trim, dataclasses.replace(state, seen=seen), denoise, noise, redraw, patch, size
+        )
+        x0 = kept.x0[:, :size]
+        context = jax.lax.cond(
+            leaves,
+            lambda: self._remember(dit, text, judged, x0, remat),
+            lambda: judged.context,
+        )
+        state = dataclasses.replace(
+            judged,
+            context=context,
+            summary=jnp.where(leaves, judged.summary, state.summary),
+            seen=state.seen | leaves,
+            frame=state.frame + size,
+            chunk=state.chunk + 1,
+            flight=Flight(kept.x0[:, size:], flight.end),
+        )
+        return state, x0, record
+
+    def _denoise(self, dit: DiT, text: KV, state: State, remat: bool):
+        """The window's pass: from the context's mask and noise to every block's x0."""
+        size, context, flight = self.chunk, state.context, state.flight
+        block = state.chunk - self.lag + jnp.arange(len(self.steps))
+        present = (block >= 0) & (block < flight.end)
+        own = jnp.repeat(present, size * context.valid.shape[2])
+        frames = state.frame + jnp.arange(len(block) * size)
+
+        # The window's first frame; recent frames that are attended; where the anchor then stands.
+        start = state.frame + size * jnp.sum(block < 0)
+        working = jnp.minimum(SPAN - size * (jnp.sum(present) + 1), start - size)
+        anchor = context.frame < size
+        attended = anchor | (context.frame >= start - working)
+        positions = context.frame + jnp.where(anchor, start - working - size, 0)
+        grid = (flight.x0.shape[2] // dit.config.patch, flight.x0.shape[3] // dit.config.patch)
+        past = ctx.turned(context, positions, grid)
+
+        # One level for each block of the window, the newest the noisiest.
+        levels = np.repeat(np.array(warp(self.steps))[::-1], size)
+        sinusoid = jnp.asarray(time_sinusoid(levels[None]))
+        newest = jnp.zeros_like(flight.x0[:, :size])
+        x0 = jnp.concatenate([flight.x0, newest], axis=1)
+        sigma = jnp.asarray(levels, x0.dtype)[:, None, None, None]
+
+        def denoise(valid: Bool[Array, "b s p"], noise: Array) -> Float[Array, "b f h w c"]:
+            mask = ctx.attention_mask(valid & attended[:, None], len(own))
+            mask = mask.at[..., -len(own) :].set(own)
+            # Step s is the noise of the block that comes s-th from the end.
+            noise = jnp.moveaxis(noise[::-1], 0, 1).reshape(x0.shape)
+            noisy = (1 - sigma) * x0 + sigma * noise
+            flow, _ = dit(noisy, sinusoid, text, frames, past, mask, remat=remat)
+            return noisy - sigma * wide(flow)
+
+        return denoise
+
+    def _remember(
+        self, dit: DiT, text: KV, state: State, x0: Float[Array, "b f h w c"], remat: bool
+    ) -> Context:
+        """The context with a finished block, by one pass at noise level 0 over the last 21 frames;
+        the anchor is attended only where it is among them, at its own frames."""
+        context, patch = state.context, dit.config.patch
+        frames = state.frame + jnp.arange(self.chunk)
+        grid = (x0.shape[2] // patch, x0.shape[3] // patch)
+        attended = context.frame >= state.frame + self.chunk - SPAN
+        own = self.chunk * context.valid.shape[2]
+        mask = ctx.attention_mask(context.valid & attended[:, None], own)
+        past = ctx.turned(context, context.frame, grid)
+        sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, self.chunk))))
+        _, kv = dit(x0, sinusoid, text, frames, past, mask, remat=remat)
+        return ctx.append(context, kv, measure.frame_tokens(x0, patch), frames)
