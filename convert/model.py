@@ -7,6 +7,7 @@ import math
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def convert(
         size = sum(file.stat().st_size for file in files)
         size += sum(x.nbytes for c in plan.checkpoints for x in c.tensors.values())
         task = bar.add_task("checking", total=size)
-        advance = lambda count: bar.advance(task, count)  # noqa: E731
+        advance = partial(bar.advance, task)
         sources = {file: _file(file, origins.get(file), advance, problems) for file in files}
         digests = {c.part: look_at_all(c, wish.dtype, advance, problems) for c in plan.checkpoints}
     size = sum(_size(c, plan.configs[c.part], wish.dtype) for c in plan.checkpoints)
@@ -82,7 +83,7 @@ def convert(
 
     with progress() as bar, whole_folder(folder) as aside:
         task = bar.add_task("writing", total=size)
-        advance = lambda count: bar.advance(task, count)  # noqa: E731
+        advance = partial(bar.advance, task)
         manifest = {"parts": {}, "tokenizer": None}
         if folder.exists():
             _keep(folder, aside, plan)

@@ -4,6 +4,7 @@ A pickle can run code. Only `weights_only=True` is ever used, which can't; a fil
 refused.
 """
 
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -58,20 +59,40 @@ def read_torch(path: Path, ema: bool | None) -> tuple[dict[str, np.ndarray], str
 
 def _load(torch: Any, path: Path) -> Any:
     try:
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # a damaged pickle can raise anything
-        text = str(error)
-        if "Unsupported" in text or "weights_only" in text.split("WeightsUnpickler error")[-1]:
-            reason = text.split("WeightsUnpickler error:")[-1].strip().splitlines()
-            raise BadInput(
-                [f"{path} wants to run more than loading weights does, and is refused: {reason[0]}"]
-            ) from None
-        reason = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
-        raise BadInput([f"{path} is damaged or truncated: {reason[-1]}"]) from None
+        text = str(error).split("WeightsUnpickler error:")[-1]
+        reason = next((line.strip() for line in text.splitlines() if line.strip()), None)
+        what = "is damaged or truncated"
+        if reason and "Unsupported" in reason:
+            what = "wants to run more than loading weights does, and is refused"
+        # Without torch's advice to trust the file.
+        reason = (reason or type(error).__name__).split(" Please use")[0]
+        raise BadInput([f"{path} {what}: {reason}"]) from None
+
+
+def _check_archive(path: Path) -> None:
+    """That every member lies where the directory says. Raises an exception of zipfile, or OSError.
+
+    torch maps the bytes behind a member's own header without looking at the directory: a wrong
+    length in that header would move all values.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+        ends = [*(member.header_offset for member in members[1:]), archive.start_dir]
+        for member, end in zip(members, ends, strict=True):
+            archive.open(member).close()  # compares the header with the directory
+            file.seek(member.header_offset + 26)
+            begin = file.tell() + 4 + sum(struct.unpack("<HH", file.read(4)))
+            # Behind the bytes there may be a descriptor of up to 24.
+            moved = not 0 <= end - begin - member.file_size <= 24
+            if moved or member.compress_type != zipfile.ZIP_STORED:
+                raise zipfile.BadZipFile(f"{member.filename} isn't where it should be.")
 
 
 def _array(torch: Any, value: Any, size: int) -> np.ndarray:
