@@ -27,9 +27,11 @@ def test_teacher_forcing_is_each_chunk_after_the_clean_ones():
     text = jax.random.normal(keys[2], (2, CONFIG.text_len, CONFIG.text_dim))
     sigma = np.random.default_rng(0).uniform(0.5, 1, (2, 3)).astype(np.float32)
     clean = jnp.asarray(time_sinusoid(np.zeros((1, 6))))
+    weight = jnp.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
     mean, chunks = jax.jit(teacher_forcing_loss)(
-        dit, text, latents, noise, jnp.asarray(sigma), clean, jnp.asarray(time_sinusoid(sigma))
-    )
+        dit, text, latents, noise, jnp.asarray(sigma), clean, jnp.asarray(time_sinusoid(sigma)),
+        weight,
+    )  # fmt: skip
 
     cross, context, expected = dit.encode_text(text), None, []
     for chunk in range(3):
@@ -38,14 +40,15 @@ def test_teacher_forcing_is_each_chunk_after_the_clean_ones():
         noisy = (1 - level) * latents[:, part] + level * noise[:, part]
         time = jnp.asarray(time_sinusoid(np.repeat(sigma[:, chunk : chunk + 1], 3, axis=1)))
         flow, _ = dit(noisy, time, cross, frames, context)
-        expected.append(jnp.mean((flow - noise[:, part] + latents[:, part]) ** 2))
+        error = jnp.mean((flow - noise[:, part] + latents[:, part]) ** 2, axis=(1, 2, 3, 4))
+        expected.append(error[0] if chunk == 0 else jnp.mean(error))
         _, kv = dit(latents[:, part], clean[:, :3], cross, frames, context)
         kv = KV(rotate(kv.k, rotation(frames, 2, 2, CONFIG.head_dim)), kv.v)
         context = kv if context is None else KV(
             *(jnp.concatenate(pair, axis=2) for pair in zip(context, kv, strict=True))
         )  # fmt: skip
     np.testing.assert_allclose(chunks, expected, rtol=1e-5)
-    np.testing.assert_allclose(mean, np.mean(expected), rtol=1e-5)
+    np.testing.assert_allclose(mean, np.dot(expected, [1, 2, 2]) / 5, rtol=1e-5)
 
 
 def test_stopping_and_going_on_changes_nothing(tmp_path):

@@ -55,15 +55,15 @@ class Recipe:
     clip_frames: int = 57
     decoder_steps: int = 750
     decoder_crop: int = 32
-    steps: int = 1700
+    steps: int = 1600
     batch: int = 4
     chunks: int = 3
     chunk: int = 3
     rate: float = 2e-3
     warmup: int = 50
-    decay: float = 0.53
+    decay: float = 0.5
     average: float = 0.995
-    save_every: int = 250
+    save_every: int = 200
 
 
 def rng_of(*key: int) -> np.random.Generator:
@@ -322,8 +322,9 @@ def teacher_forcing_loss(
     sigma: Float[Array, "b n"],
     time_of_clean: Float[Array, "1 f0 e"],
     time_of_noisy: Float[Array, "b n e"],
+    weight: Float[Array, "b n"],
 ) -> tuple[Float[Array, ""], Float[Array, " n"]]:
-    """Mean squared error of the flow over all chunks, and each chunk's own.
+    """Mean squared error of the flow over all chunks, by their `weight`, and each chunk's own.
 
     `n` chunks of equal length. Pass 1 makes the keys and values of the clean chunks but the last;
     pass 2 denoises all chunks side by side along the batch axis, each at the window's end with the
@@ -363,8 +364,9 @@ def teacher_forcing_loss(
     sinusoids = jnp.repeat(side_by_side(time_of_noisy), size, axis=1)
     text_kv = KV(*(jnp.concatenate([part] * n, axis=1) for part in cross))
     flow, _ = dit(noisy, sinusoids, text_kv, jnp.arange(past, f), KV(k, v), mask)
-    error = jnp.mean((flow - (eps - x0)) ** 2, axis=(1, 2, 3, 4)).reshape(n, b)
-    return jnp.mean(error), jnp.mean(error, axis=1)
+    error = jnp.mean((flow - (eps - x0)) ** 2, axis=(1, 2, 3, 4)).reshape(n, b) * weight.T
+    total = jnp.maximum(jnp.sum(weight, axis=0), 1)
+    return jnp.sum(error) / jnp.sum(total), jnp.sum(error, axis=1) / total
 
 
 def train_dit(
@@ -381,13 +383,13 @@ def train_dit(
     time_of_clean = jnp.asarray(time_sinusoid(np.zeros((1, frames - recipe.chunk))))
 
     def loss(
-        params: Params, latents: Array, noise: Array, sigma: Array, sinusoid: Array,
+        params: Params, latents: Array, noise: Array, sigma: Array, sinusoid: Array, weight: Array,
         ids: Int[Array, "b l"], mask: Bool[Array, "b l"],
     ) -> tuple[Array, dict]:  # fmt: skip
         text = nnx.merge(text_graph, params["text"])(ids, mask)
         dit = nnx.merge(dit_graph, params["dit"])
         mean, chunks = teacher_forcing_loss(
-            dit, text, latents, noise, sigma, time_of_clean, sinusoid
+            dit, text, latents, noise, sigma, time_of_clean, sinusoid, weight
         )
         return mean, {f"chunk{i}": value for i, value in enumerate(chunks)}
 
@@ -396,7 +398,7 @@ def train_dit(
         rows = rng.integers(0, len(clips), recipe.batch)
         phrasing = rng.integers(0, captions.shape[1], recipe.batch)
         last = (clips.shape[1] - frames) // recipe.chunk
-        # Half of the windows start with the video: the rollout's first chunk has no context.
+        # Half of the windows start with the video.
         starts = recipe.chunk * np.where(
             rng.random(recipe.batch) < 0.5, 0, rng.integers(0, last + 1, recipe.batch)
         )
@@ -405,8 +407,12 @@ def train_dit(
         ).astype(np.float32)
         sigma = rng.choice(LEVELS, (recipe.batch, recipe.chunks), p=LEVEL_ODDS)
         noise = rng.standard_normal(latents.shape, np.float32)
+        # A rollout's first chunk is a video's start, and its first latent frame unlike all others:
+        # chunks without context from within a video must not be mistaken for it.
+        weight = np.ones(sigma.shape, np.float32)
+        weight[:, 0] = starts == 0
         return (
-            latents, noise, sigma.astype(np.float32), time_sinusoid(sigma),
+            latents, noise, sigma.astype(np.float32), time_sinusoid(sigma), weight,
             ids[rows, phrasing], masks[rows, phrasing],
         )  # fmt: skip
 
