@@ -146,6 +146,8 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         (["generate", "x", "--p", "0"], "between 0 and 1"),
         (["generate", "x", "--p", "1"], "between 0 and 1"),
         (["generate", "x", "--p", "nan"], "between 0 and 1"),
+        (["generate", "x", "--lam", "nan"], "finite number"),
+        (["generate", "x", "--lam", "much"], "invalid finite value"),
         (["generate", "x", "--warmup", "0"], "warmup must be at least 1"),
         (["generate", "x", "--select", "none"], "resample_noise"),
         (["generate", "x", "--when", "never"], "invalid choice"),

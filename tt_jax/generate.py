@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import hashlib
+import math
 import re
 import tempfile
 import time
@@ -65,7 +66,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     own = TokenTrim()
     trim = parser.add_argument_group("TokenTrim")
     trim.add_argument("--p", type=float, default=own.p, help="share of tokens that are unstable")
-    trim.add_argument("--lam", type=float, default=own.lam, help="deviations above the mean")
+    trim.add_argument("--lam", type=finite, default=own.lam, help="deviations above the mean")
     trim.add_argument("--warmup", type=int, default=own.warmup, help="severities before a test")
     trim.add_argument("--retries", type=int, default=own.retries, help="further attempts")
     trim.add_argument("--when", choices=("final", "first_step"), default=own.when)
@@ -226,6 +227,13 @@ def seed(text: str) -> int:
     if not 0 <= int(text) < 2**32:
         raise argparse.ArgumentTypeError(f"a seed is between 0 and {2**32 - 1}, not {text}")
     return int(text)
+
+
+def finite(text: str) -> float:
+    """Type of a number that goes into the record."""
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"a finite number is needed, not {text}")
+    return float(text)
 
 
 def positive(text: str) -> int:
