@@ -8,14 +8,8 @@ from models import random_dit
 from tt_jax.attention import rotate, rotation
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.schedule import time_sinusoid
-from tt_jax.shapes.train import (
-    LEVEL_ODDS,
-    Log,
-    optimizer,
-    run_stage,
-    schedule,
-    teacher_forcing_loss,
-)
+from tt_jax.shapes.optimise import Log, optimizer, run_stage, schedule
+from tt_jax.shapes.train import LEVEL_ODDS, teacher_forcing_loss
 
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
 
