@@ -100,7 +100,7 @@ def run_stage(
         rate = jnp.minimum(average, (1.0 + state["step"]) / (10.0 + state["step"]))
         mean = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state["average"], params)
         state = {"params": params, "average": mean, "opt": opt, "step": state["step"] + 1}
-        return state, {"loss": value, "gradient": optax.global_norm(gradient), **extra}
+        return state, {"loss": value, "gradient": optax.tree.norm(gradient), **extra}
 
     state = {
         "params": params,
