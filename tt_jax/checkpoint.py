@@ -149,6 +149,8 @@ def shapes(part: str, config: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
 def save_part(folder: Path, part: str, params: dict[str, Any]) -> None:
     """Writes one part's arrays (a nested dict) under `folder/part`."""
     ocp.save(folder.absolute() / part, params)
+    # It says nothing but the path of the machine that wrote it.
+    (folder / part / "commit_success.txt").unlink(missing_ok=True)
 
 
 def save_arrays(folder: Path, part: str, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
