@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ class Perfect:
         assert trim == tt_jax.TokenTrim.off()
         self.seeds.append(seed)
         videos = [render(self.scenes[text], seconds * 16) for text in prompts]
-        return np.stack([v * (text not in self.blind) for v, text in zip(videos, prompts)])
+        pairs = zip(videos, prompts, strict=True)
+        return SimpleNamespace(frames=np.stack([v * (text not in self.blind) for v, text in pairs]))
 
 
 def test_wilson_interval():

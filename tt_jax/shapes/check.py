@@ -72,8 +72,8 @@ def verdicts(pipe: Any, prompts: Sequence[tuple[str, Scene]]) -> list[dict[str, 
     for start in range(0, len(prompts), BATCH):
         texts = [text for text, _ in prompts[start : start + BATCH]]
         # Batches have seeds of their own, or every batch would start from the same noise.
-        videos = pipe.generate(texts, seconds=SECONDS, seed=start, trim=tt_jax.TokenTrim.off())
-        judged += [judge(np.asarray(v), text) for v, text in zip(videos, texts, strict=True)]
+        made = pipe.generate(texts, seconds=SECONDS, seed=start, trim=tt_jax.TokenTrim.off())
+        judged += [judge(video, text) for video, text in zip(made.frames, texts, strict=True)]
     return judged
 
 
