@@ -3,8 +3,8 @@
 import argparse
 import importlib
 import os
-import platform
 import pkgutil
+import platform
 
 import benchmarks
 
