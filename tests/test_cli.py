@@ -70,7 +70,8 @@ def test_generate(run, tiny_model):
     record = json.loads(Path("made/video.json").read_text())
     assert record["frames"] == 45 and record["seed"] == 3 and record["prompt"] == PROMPT
     assert record["command"].startswith("tt-jax generate 'a small red circle")
-    assert record["trim"]["TokenTrim"]["lam"] == -100 and record["strategy"]["window"] == 9
+    assert record["trim"]["TokenTrim"]["lam"] == -100
+    assert record["strategy"]["TokenTrim"]["window"] == 9
     assert record["versions"]["jax"] == jax.__version__ and record["device"]["platform"] == "cpu"
     assert record["timings"]["TokenTrim"]["all_chunks"] > 0
     chunks = record["samples"][0]["TokenTrim"]
@@ -166,6 +167,11 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         (["generate", "x", "--out", "/proc/here"], "/proc/here can't be written"),
         (["generate", "x", "--seconds", "1e9"], "GB of main memory"),
         (["generate", "x", "--size", "8192x8192", "--batch", "64"], "GB of main memory"),
+        (["generate", "x", "--preset", "self"], "there is no preset 'self': give one of rolling"),
+        (["compare", "x", "--presets", "self-forcing", "b"], "there is no preset 'b'"),
+        (["compare", "x", "--presets", "self-forcing", "self-forcing"], "two different presets"),
+        (["generate", "x", "--preset", "rolling-forcing", "--sink", "3"], "an anchor of its own"),
+        (["generate", "x", "--preset", "rolling-forcing", "--seconds", "2"], "at least 5 blocks"),
         (["generate"], "required: prompt"),
         (["paint", "x"], "invalid choice: 'paint'"),
         ([], "required: COMMAND"),
@@ -211,13 +217,13 @@ def test_help_lists_the_commands(capsys):
 
 
 def test_latents_that_are_not_finite(run, monkeypatch):
-    real = pipeline.rollout
+    real = pipeline.stream_latents
 
     def spoilt(*args, **settings):
-        out = real(*args, **settings)
-        return type(out)(**vars(out) | {"latents": out.latents * jnp.nan})
+        for out in real(*args, **settings):
+            yield type(out)(**vars(out) | {"latents": out.latents * jnp.nan})
 
-    monkeypatch.setattr(pipeline, "rollout", spoilt)
+    monkeypatch.setattr(pipeline, "stream_latents", spoilt)
     code, out, err = run("generate", PROMPT, "--seconds", "0.5", "--out", "made")
     assert (code, out) == (1, "")
     assert err == "tt-jax: the latents of chunk 1 aren't finite: the run stops there.\n"
@@ -234,7 +240,7 @@ def test_a_full_disk(run, monkeypatch):
 
 
 def interrupt(tiny_model, tmp_path, when, seconds, wrapper=("-m", "tt_jax")):
-    """Starts a process and sends it SIGINT once `when()`; returns its exit code and stderr."""
+    """Starts a process and sends it SIGINT once `when()`; it ends with one line and 130."""
     command = [sys.executable, *wrapper, "generate", PROMPT, "--model", str(tiny_model),
                "--seconds", str(seconds), "--out", "made"]  # fmt: skip
     environment = ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -243,13 +249,14 @@ def interrupt(tiny_model, tmp_path, when, seconds, wrapper=("-m", "tt_jax")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    return process.returncode, err
+    # On a busy machine, libraries may have complained of its slowness before.
+    assert process.returncode == 130 and "Traceback" not in err
+    assert err.endswith("tt-jax: interrupted.\n") and err.count("tt-jax:") == 1
 
 
 def test_an_interrupt_while_generating(tiny_model, tmp_path):
     compiled = tmp_path / "cache" / "tt-jax" / "programs"
-    result = interrupt(tiny_model, tmp_path, lambda: any(compiled.glob("*rollout*")), seconds=9000)
-    assert result == (130, "tt-jax: interrupted.\n")
+    interrupt(tiny_model, tmp_path, lambda: any(compiled.glob("*rollout*")), seconds=9000)
     assert not (tmp_path / "made").exists()
 
 
@@ -265,10 +272,7 @@ generate.plots.save = save
 sys.exit(cli.main())
 """
     half = tmp_path / "made"
-    result = interrupt(
-        tiny_model, tmp_path, lambda: any(half.glob(".*.png")), 0.5, wrapper=("-c", slow)
-    )
-    assert result == (130, "tt-jax: interrupted.\n")
+    interrupt(tiny_model, tmp_path, lambda: any(half.glob(".*.png")), 0.5, wrapper=("-c", slow))
     assert listing("made") == ["video.mp4"] and frames("made/video.mp4") == 8
 
 

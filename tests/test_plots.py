@@ -56,6 +56,14 @@ def test_severity_shows_the_records():
     assert "seconds" in axes.get_xlabel()
 
 
+def test_an_outlier_makes_the_scale_logarithmic():
+    video = make(())
+    video.rollout.accepted_severity[0, 1] = 30
+    axes = Figure().add_subplot()
+    plots.severity(axes, {"TokenTrim": video})
+    assert axes.get_yscale() == "log" and axes.get_ylabel() == "severity (logarithmic)"
+
+
 def test_legend_says_what_is_there():
     def labels(runs, **more):
         axes = Figure().add_subplot()

@@ -65,7 +65,8 @@ def picture(
     write(LEFT, 0.47, note, size=8.5, color="#666666")
     severity(axes(LEFT, TOP, WIDTH - LEFT - RIGHT, PANEL), runs, acted=acted, sample=sample)
 
-    ceiling = max(_highest(video.rollout.drift[sample]) for video in runs.values())
+    drifts = [np.asarray(video.rollout.drift)[sample, chunks] for video in runs.values()]
+    ceiling = max(map(_highest, drifts))
     y = TOP + PANEL + BELOW_PANEL
     for label, video in runs.items():
         below = y + tall + GAP
@@ -94,7 +95,6 @@ def picture(
 
 
 def _highest(drift: Float[np.ndarray, "chunks h w"]) -> float:
-    drift = np.asarray(drift)
     return max(drift[np.isfinite(drift)], default=1.0)
 
 
@@ -116,8 +116,11 @@ def columns(triggered: Bool[np.ndarray, " chunks"]) -> list[int]:
 def severity(
     axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sample: int = 0
 ) -> None:
-    """Severity per chunk of each run; threshold and abnormal chunks of the last one."""
-    handles = []
+    """Severity per chunk of each run; threshold and abnormal chunks of the last one.
+
+    The scale is logarithmic, and says so, where a linear one would press most chunks to its floor.
+    """
+    handles, values = [], []
     for (label, video), (colour, width) in zip(runs.items(), RUNS[-len(runs) :], strict=True):
         first, kept, threshold, triggered = (
             np.asarray(getattr(video.rollout, name))[sample]
@@ -127,6 +130,7 @@ def severity(
         middle = (edges[:-1] + edges[1:]) / 2
         style = {"color": colour, "lw": width, "marker": "o", "ms": 2 * width}
         axes.plot(middle, kept, zorder=3, **style)
+        values.append(kept[np.isfinite(kept)])
         name = "severity" if len(runs) == 1 else f"severity, {label}"
         handles.append(Line2D([], [], label=name, **style))
 
@@ -147,10 +151,16 @@ def severity(
         handles.append(Line2D([], [], label=name, **style))
 
     axes.margins(y=0.12)
-    axes.set_ylim(bottom=0)
+    values = np.concatenate(values)
+    logarithmic = values.size and values.min() > 0 and values.max() > 10 * np.median(values)
+    if logarithmic:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlim(0, edges[-1])
     axes.set_xlabel("time in the video, seconds", size=9, color=INK)
-    axes.set_ylabel("severity", size=9, color=INK)
+    name = "severity (logarithmic)" if logarithmic else "severity"
+    axes.set_ylabel(name, size=9, color=INK)
     axes.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
     axes.grid(axis="y", color="#E6E6E6", lw=0.7)
     axes.set_axisbelow(True)
