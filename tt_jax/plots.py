@@ -155,6 +155,7 @@ def severity(
     logarithmic = values.size and values.min() > 0 and values.max() > 10 * np.median(values)
     if logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlim(0, edges[-1])
