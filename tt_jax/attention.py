@@ -38,7 +38,8 @@ def attention(
             return _attend(part, k, v, mask)
         return _attend(part, k, v, jax.lax.dynamic_slice_in_dim(mask, index * block, block, 1))
 
-    blocks = jax.lax.map(attend, jnp.arange(t // block))
+    # Recomputed in a backward pass: kept, the weights would need all the memory at once.
+    blocks = jax.lax.map(jax.checkpoint(attend), jnp.arange(t // block))
     return jnp.moveaxis(blocks, 0, 1).reshape(q.shape)
 
 

@@ -61,13 +61,14 @@ def judge(
     The returned state has the kept mask, summary and statistics; the chunk isn't remembered yet.
     """
     context, statistics = state.context, state.statistics
+    barrier = jax.lax.optimization_barrier
     count = trim.count(context.valid.shape[2])
 
     def attempt(valid: Array, noise: Array) -> Attempt:
-        x0 = denoise(valid, noise)
-        # Selection and trigger have no gradient; and an attempt is computed the same way
-        # whatever is done with it afterwards.
-        seen = jax.lax.stop_gradient(jax.lax.optimization_barrier(x0))[:, :size]
+        # An attempt is computed the same way whatever comes before and after it; selection and
+        # trigger have no gradient.
+        x0 = barrier(denoise(valid, barrier(noise)))
+        seen = jax.lax.stop_gradient(x0)[:, :size]
         tokens = measure.frame_tokens(seen, patch)
         grid = (x0.shape[2] // patch, x0.shape[3] // patch)
         drift = trim.measure(tokens, state.summary, context.tokens, context.filled, grid)

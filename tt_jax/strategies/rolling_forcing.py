@@ -19,6 +19,7 @@ from tt_jax.context import Context
 from tt_jax.layers import wide
 from tt_jax.models.dit import KV, DiT
 from tt_jax.schedule import time_sinusoid, warp
+from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.judge import judge
 from tt_jax.strategies.state import Flight, Record, State, draw_noise, empty_state
 from tt_jax.trim import TokenTrim
@@ -34,6 +35,8 @@ class RollingForcing:
     steps: nominal denoising steps of 1000, warped by the schedule's shift. Window w holds the
         blocks w - 4 (about to be finished) to w (pure noise), as far as the video has them.
 
+    guidance: FlowMo's, of all blocks of the window while they are denoised.
+
     A pass attends to the window, to the first block of the video (the anchor, moved to the frames
     right before what is attended next to it) and to the latest finished blocks, 21 frames in all.
 
@@ -43,26 +46,38 @@ class RollingForcing:
     """
 
     steps: tuple[int, ...] = (1000, 800, 600, 400, 200)
+    guidance: FlowMo | None = None
 
     chunk: ClassVar[int] = 3  # frames of a block
+    # Frames of the context: the anchor, and the 18 that precede a finished block in its span.
+    slots: ClassVar[int] = SPAN
 
     def __post_init__(self) -> None:
         most = SPAN // self.chunk - 1
         if not 2 <= len(self.steps) <= most:
             raise ValueError(f"Rolling Forcing has 2 to {most} steps, not {len(self.steps)}.")
+        if self.guidance is not None and self.guidance.fraction != FlowMo.fraction:
+            raise ValueError(
+                "Rolling Forcing has all levels in one window and guides all of it: leave FlowMo's "
+                "fraction out."
+            )
 
     @property
     def lag(self) -> int:
         """Steps from a block's first to the one that finishes it."""
         return len(self.steps) - 1
 
+    @property
+    def pass_frames(self) -> int:
+        """Frames that one pass denoises."""
+        return len(self.steps) * self.chunk
+
     def start(
         self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]
     ) -> State:
         """The state before the first window; `grid` is the latents' height and width."""
-        # The context is the anchor and the 18 frames that precede a finished block in its span.
         # Keys are cached without rotation: where the anchor stands changes from window to window.
-        state = empty_state(dit, batch, grid, key, slots=SPAN, sink=self.chunk)
+        state = empty_state(dit, batch, grid, key, slots=self.slots, sink=self.chunk)
         frames = self.lag * self.chunk
         x0 = jnp.zeros((batch, frames, *grid, dit.config.channels))
         return dataclasses.replace(
@@ -181,7 +196,8 @@ class RollingForcing:
         attended = anchor | (context.frame >= start - working)
         positions = context.frame + jnp.where(anchor, start - working - size, 0)
         grid = (flight.x0.shape[2] // dit.config.patch, flight.x0.shape[3] // dit.config.patch)
-        past = ctx.turned(context, positions, grid)
+        # The same keys, bit for bit, for every attempt.
+        past = jax.lax.optimization_barrier(ctx.turned(context, positions, grid))
 
         # One level for each block of the window, the newest the noisiest.
         levels = np.repeat(np.array(warp(self.steps))[::-1], size)
@@ -195,8 +211,19 @@ class RollingForcing:
             mask = mask.at[..., -len(own) :].set(own)
             # Step s is the noise of the block that comes s-th from the end.
             noise = jnp.moveaxis(noise[::-1], 0, 1).reshape(x0.shape)
+
+            def predict(noisy: Array) -> Array:
+                recompute = remat or self.guidance is not None
+                return dit(noisy, sinusoid, text, frames, past, mask, remat=recompute)[0]
+
             noisy = (1 - sigma) * x0 + sigma * noise
-            flow, _ = dit(noisy, sinusoid, text, frames, past, mask, remat=remat)
+            if self.guidance is None:
+                flow = predict(noisy)
+            else:
+                everywhere = self.guidance.chunks == "all"
+                active = jnp.asarray(everywhere) | (state.chunk <= self.lag)
+                inside = jnp.repeat(present, size)
+                noisy, flow = self.guidance.guide(predict, noisy, active, inside)
             return noisy - sigma * wide(flow)
 
         return denoise

@@ -10,7 +10,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from tt_jax import context as ctx
 from tt_jax import drift as measure
@@ -18,6 +18,7 @@ from tt_jax.attention import rotate, rotation
 from tt_jax.layers import wide
 from tt_jax.models.dit import KV, DiT
 from tt_jax.schedule import time_sinusoid, warp
+from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.judge import judge
 from tt_jax.strategies.state import Record, State, draw_noise, empty_state
 from tt_jax.trim import TokenTrim
@@ -32,12 +33,19 @@ class SelfForcing:
     sink: frames at the start of the video that are never evicted.
     steps: nominal denoising steps of 1000, warped by the schedule's shift.
     chunk: latent frames per chunk.
+    guidance: FlowMo's, of the latent while it is denoised.
+    relative: count rotary positions from the first frame of the window instead of the video's.
+        Attention only knows differences of positions, so this matters with a sink: its frames then
+        stand right before the recent ones, as in a video that is no longer than the window, where
+        absolute positions move away from them without end. Keys are cached without rotation.
     """
 
     window: int = 21
     sink: int = 0
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     chunk: int = 3
+    guidance: FlowMo | None = None
+    relative: bool = False
 
     lag: ClassVar[int] = 0  # a step finishes the chunk that it begins
 
@@ -49,13 +57,27 @@ class SelfForcing:
                 f"a window of {self.window} frames must be longer than sink plus chunk, "
                 f"{self.sink} + {self.chunk}."
             )
+        if self.guidance is not None and self.chunk < 3:
+            raise ValueError(
+                "FlowMo compares changes from frame to frame, so it would never fire in chunks of "
+                f"fewer than 3 frames, and this is {self.chunk}."
+            )
+
+    @property
+    def slots(self) -> int:
+        """Frames of the context."""
+        return self.window - self.chunk
+
+    @property
+    def pass_frames(self) -> int:
+        """Frames that one pass denoises."""
+        return self.chunk
 
     def start(
         self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]
     ) -> State:
         """The state before the first chunk; `grid` is the latents' height and width."""
-        slots = self.window - self.chunk
-        return empty_state(dit, batch, grid, key, slots=slots, sink=self.sink)
+        return empty_state(dit, batch, grid, key, slots=self.slots, sink=self.sink)
 
     def check(self, chunks: int, trim: TokenTrim, given: int) -> None:
         """Raises ValueError if a rollout of `chunks` chunks after `given` frames can't be."""
@@ -83,8 +105,7 @@ class SelfForcing:
     ) -> Float[Array, "b f h w c"]:
         """Steps `first ..` of the schedule, as many as there is noise for; returns x0."""
         size = x0.shape[1]
-        frames = state.frame + jnp.arange(size)
-        past = state.context.keys_values
+        frames, past = self._read(dit, state, x0.shape)
         mask = ctx.attention_mask(valid, size * valid.shape[2])
         levels = np.array(warp(self.steps))[first : first + len(noise)]
         sinusoids = time_sinusoid(np.repeat(levels[:, None, None], size, axis=2))
@@ -104,16 +125,30 @@ class SelfForcing:
     ) -> State:
         """Appends accepted frames to the context, by one pass at noise level 0."""
         size = x0.shape[1]
-        frames = state.frame + jnp.arange(size)
+        positions, past = self._read(dit, state, x0.shape)
         tokens = measure.frame_tokens(x0, dit.config.patch)
         valid = state.context.valid
         mask = ctx.attention_mask(valid, size * valid.shape[2])
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, size))))
-        _, kv = dit(x0, sinusoid, text, frames, state.context.keys_values, mask, remat=remat)
-        grid = (x0.shape[2] // dit.config.patch, x0.shape[3] // dit.config.patch)
-        turned = rotate(kv.k, rotation(frames, *grid, dit.config.head_dim))
-        context = ctx.append(state.context, KV(turned, kv.v), tokens, frames)
+        _, kv = dit(x0, sinusoid, text, positions, past, mask, remat=remat)
+        if not self.relative:
+            grid = (x0.shape[2] // dit.config.patch, x0.shape[3] // dit.config.patch)
+            kv = KV(rotate(kv.k, rotation(positions, *grid, dit.config.head_dim)), kv.v)
+        context = ctx.append(state.context, kv, tokens, state.frame + jnp.arange(size))
         return dataclasses.replace(state, context=context, frame=state.frame + size)
+
+    def _read(
+        self, dit: DiT, state: State, shape: tuple[int, ...]
+    ) -> tuple[Int[Array, " f"], KV]:
+        """Positions of the next frames, latents of `shape`, and the context as they see it."""
+        context = state.context
+        frames = state.frame + jnp.arange(shape[1])
+        if not self.relative:
+            return frames, context.keys_values
+        evicted = jnp.maximum(state.frame - self.slots, 0)
+        positions = context.frame - jnp.where(context.frame < self.sink, 0, evicted)
+        grid = (shape[2] // dit.config.patch, shape[3] // dit.config.patch)
+        return frames - evicted, ctx.turned(context, positions, grid)
 
     def condition(
         self, dit: DiT, text: KV, state: State, initial: Float[Array, "b f h w c"]
