@@ -218,14 +218,14 @@ def test_a_continued_video_has_its_size(pipe, video):
 
 
 def test_latents_that_are_not_finite_stop_the_run(pipe, monkeypatch):
-    real = pipeline.rollout
+    real = pipeline.stream_latents
 
     def spoilt(*args, **settings):
-        out = real(*args, **settings)
-        bad = jnp.where(out.state.chunk == 3, jnp.nan, 0.0)
-        return type(out)(**vars(out) | {"latents": out.latents.at[0, 1, 2, 2, 0].add(bad)})
+        for out in real(*args, **settings):
+            bad = jnp.where(out.state.chunk == 3, jnp.nan, 0.0)
+            yield type(out)(**vars(out) | {"latents": out.latents.at[0, 1, 2, 2, 0].add(bad)})
 
-    monkeypatch.setattr(pipeline, "rollout", spoilt)
+    monkeypatch.setattr(pipeline, "stream_latents", spoilt)
     chunks = pipe.stream(PROMPT, seconds=4, seed=3, trim=EAGER)
     assert [next(chunks).number, next(chunks).number] == [0, 1]
     with pytest.raises(NonFiniteError, match="chunk 3 ") as error:

@@ -22,6 +22,8 @@ from tt_jax import pipeline, plan, plots, report, video
 from tt_jax.checkpoint import read_config
 from tt_jax.models.presets import FPS
 from tt_jax.pipeline import Chunk, Video
+from tt_jax.presets import NAMES, Preset, preset
+from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim import POLICIES, TokenTrim
 
@@ -33,18 +35,26 @@ def add_generate(commands: Any) -> None:
     """`tt-jax generate`: a prompt to a video, its drift picture and its record."""
     parser = commands.add_parser("generate", help="make a video from a prompt")
     add_request(parser)
-    parser.add_argument(
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
         "--trim", action=argparse.BooleanOptionalAction, default=True,
         help="let TokenTrim intervene (it measures either way)",
     )  # fmt: skip
-    parser.set_defaults(check=lambda args: request(args, [TRIMMED if args.trim else PLAIN]))
+    way.add_argument("--preset", help=f"a row of the paper's tables: {', '.join(NAMES)}")
+    parser.set_defaults(
+        check=lambda args: request(args, [args.preset or (TRIMMED if args.trim else PLAIN)])
+    )
 
 
 def add_compare(commands: Any) -> None:
-    """`tt-jax compare`: the same noise with and without TokenTrim, side by side."""
+    """`tt-jax compare`: the same noise with and without TokenTrim, or under two presets."""
     parser = commands.add_parser("compare", help="the same noise with and without TokenTrim")
     add_request(parser)
-    parser.set_defaults(check=lambda args: request(args, [PLAIN, TRIMMED]))
+    parser.add_argument(
+        "--presets", nargs=2, metavar="NAME", default=[PLAIN, TRIMMED],
+        help="two rows of the paper's tables instead, as in generate --preset",
+    )  # fmt: skip
+    parser.set_defaults(check=lambda args: request(args, args.presets))
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
@@ -58,34 +68,53 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, metavar="FILE", help="start from a picture or video")
     parser.add_argument("--out", type=Path, help="folder, or name of the mp4 (default: runs/...)")
     parser.add_argument("--window", type=int, help="latent frames that attention spans")
-    parser.add_argument("--sink", type=int, default=0, help="first frames that are never evicted")
+    parser.add_argument("--sink", type=int, help="first frames that are never evicted")
     parser.add_argument(
         "--allow-bidirectional", action="store_true",
         help="use a model that wasn't trained to generate chunk by chunk",
     )  # fmt: skip
-    own = TokenTrim()
     trim = parser.add_argument_group("TokenTrim")
-    trim.add_argument("--p", type=float, default=own.p, help="share of tokens that are unstable")
-    trim.add_argument("--lam", type=finite, default=own.lam, help="deviations above the mean")
-    trim.add_argument("--warmup", type=int, default=own.warmup, help="severities before a test")
-    trim.add_argument("--retries", type=int, default=own.retries, help="further attempts")
-    trim.add_argument("--when", choices=("final", "first_step"), default=own.when)
-    trim.add_argument("--select", choices=tuple(POLICIES), default=own.select)
-    trim.add_argument("--accept", choices=("always", "better"), default=own.accept)
-    trim.add_argument("--resample-noise", action="store_true", help="fresh noise for a retry")
-    trim.add_argument("--prune-sink", action="store_true", help="drop tokens of sink frames too")
+    trim.add_argument("--p", type=float, help="share of tokens that are unstable")
+    trim.add_argument("--lam", type=finite, help="deviations above the mean")
+    trim.add_argument("--warmup", type=int, help="severities before a test")
+    trim.add_argument("--retries", type=int, help="further attempts")
+    trim.add_argument("--when", choices=("final", "first_step"))
+    trim.add_argument("--select", choices=tuple(POLICIES))
+    trim.add_argument("--accept", choices=("always", "better"))
+    flag = {"action": "store_const", "const": True}
+    trim.add_argument("--resample-noise", **flag, help="fresh noise for a retry")
+    trim.add_argument("--prune-sink", **flag, help="drop tokens of sink frames too")
+
+
+def configuration(label: str, args: argparse.Namespace, window: int) -> Preset:
+    """What a run is made with: a preset or `PLAIN` or `TRIMMED`, and what was given beside it.
+
+    window: of the model. Raises ValueError.
+    """
+    base = {PLAIN: "self-forcing", TRIMMED: "self-forcing+tokentrim-no-flowmo"}
+    strategy, trim = preset(base.get(label, label), window)
+    given = {name: getattr(args, name) for name in ("window", "sink")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and isinstance(strategy, RollingForcing):
+        raise ValueError("Rolling Forcing has a window and an anchor of its own: give neither.")
+    fields = [field.name for field in dataclasses.fields(TokenTrim)]
+    trims = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
+    acts = trim.retries > 0
+    trim = dataclasses.replace(trim, **trims)
+    return Preset(
+        dataclasses.replace(strategy, **given),
+        trim if acts else dataclasses.replace(trim, retries=0),
+    )
 
 
 def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     """Checks a request for one run per label; the work makes them and writes the files."""
     pipeline.check_prompts([args.prompt])
     frames = pipeline.frame_count(args.seconds)
-    fields = [field.name for field in dataclasses.fields(TokenTrim)]
-    trimmed = TokenTrim(**{name: getattr(args, name) for name in fields})
-    trims = {PLAIN: dataclasses.replace(trimmed, retries=0), TRIMMED: trimmed}
+    if len(set(labels)) < len(labels):
+        raise ValueError("a comparison needs two different presets.")
     config, kind = read_config(pipeline.find(args.model))
-    window = config.window if args.window is None else args.window
-    strategy = SelfForcing(window=window, sink=args.sink)
+    runs = {label: configuration(label, args, config.window) for label in labels}
     height, width = args.size or config.size
     pipeline.check_size(config, (height, width))
     path = output(args.out, args.prompt, "compare" if len(labels) > 1 else "video")
@@ -93,20 +122,24 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     if args.init is not None:
         initial = read_initial(args.init, (height, width), frames)
     dtype = pipeline.default_dtype()
-    memory = plan.estimate(
-        config, dtype, strategy, size=(height, width), frames=frames, batch=args.batch
-    )
-    plan.check(dataclasses.replace(memory, host=memory.host * len(labels)))
+    needs = [
+        plan.estimate(
+            config, dtype, run.strategy, size=(height, width), frames=frames, batch=args.batch
+        )
+        for run in runs.values()
+    ]
+    most = max(needs, key=lambda memory: memory.device)
+    plan.check(dataclasses.replace(most, host=most.host * len(runs)))
 
     started = time.perf_counter()
     pipe = pipeline.load(args.model, dtype, allow_bidirectional=args.allow_bidirectional)
     text = jnp.repeat(pipe.encode_prompt(args.prompt), args.batch, axis=0)
     streams = {
         label: pipe.stream(
-            text, seconds=args.seconds, seed=args.seed, strategy=strategy, trim=trims[label],
+            text, seconds=args.seconds, seed=args.seed, strategy=run.strategy, trim=run.trim,
             size=(height, width), initial=initial,
         )
-        for label in labels
+        for label, run in runs.items()
     }  # fmt: skip
     record = {
         "command": args.command,
@@ -119,8 +152,8 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
         "batch": args.batch,
         "dtype": np.dtype(dtype).name,
         "initial": args.init and describe(args.init),
-        "strategy": report.settings(strategy),
-        "trim": {label: report.settings(trims[label]) for label in labels},
+        "strategy": {label: report.settings(run.strategy) for label, run in runs.items()},
+        "trim": {label: report.settings(run.trim) for label, run in runs.items()},
         "model": {"name": args.model, "kind": kind, "config": dataclasses.asdict(config)},
         "versions": report.versions(),
         "device": report.device(),
@@ -134,12 +167,9 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
             videos[label], timings[label] = watch(stream, label)
         path.parent.mkdir(parents=True, exist_ok=True)
         files = save_videos(path, videos)
-        note = (
-            f"{args.model} · seed {args.seed} · window {strategy.window}, sink {strategy.sink} · "
-            f"p {trimmed.p:g}, λ {trimmed.lam:g}, warm-up {trimmed.warmup}"
-        )
+        note = " · ".join([args.model, f"seed {args.seed}", *notes(runs[labels[-1]])])
         for i, file in enumerate(files):
-            acted = trims[labels[-1]].retries > 0
+            acted = runs[labels[-1]].trim.retries > 0
             picture = plots.picture(videos, args.prompt, note, acted=acted, sample=i)
             plots.save(picture, file.with_suffix(".png"))
         samples = report.samples(videos, files)
@@ -147,6 +177,15 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
         print(*files, sep="\n")
 
     return work
+
+
+def notes(run: Preset) -> list[str]:
+    """The settings that a picture's note gives."""
+    strategy, trim = run
+    host = "Rolling Forcing"
+    if isinstance(strategy, SelfForcing):
+        host = f"window {strategy.window}, sink {strategy.sink}"
+    return [host, f"p {trim.p:g}, λ {trim.lam:g}, warm-up {trim.warmup}"]
 
 
 def watch(stream: Iterator[Chunk], label: str) -> tuple[Video, dict[str, float]]:

@@ -18,9 +18,10 @@ from tt_jax.models.dit import DiT
 from tt_jax.models.presets import FPS, ModelConfig
 from tt_jax.models.text import TextEncoder
 from tt_jax.models.vae import VAE, Cache
-from tt_jax.rollout import Rollout, rollout
+from tt_jax.rollout import Rollout, Strategy
+from tt_jax.rollout import stream as stream_latents
 from tt_jax.strategies.self_forcing import SelfForcing
-from tt_jax.strategies.self_forcing import State as RolloutState
+from tt_jax.strategies.state import State as RolloutState
 from tt_jax.tokens import Tokenizer, clean
 from tt_jax.trim import TokenTrim
 
@@ -39,7 +40,11 @@ class NonFiniteError(ArithmeticError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class State:
-    """Where a video stopped: give it to `generate` or `stream` to continue."""
+    """Where a video stopped: give it to `generate` or `stream` to continue.
+
+    A video made by Rolling Forcing is continued from before its last 4 chunks, which are made again
+    with what follows them: the continuation's frames replace those from `Video.starts[-4]` on.
+    """
 
     rollout: RolloutState
     cache: Cache  # of the VAE
@@ -172,7 +177,7 @@ class Pipeline:
         seconds: float,
         seed: int = 0,
         trim: TokenTrim | None = None,
-        strategy: SelfForcing | None = None,
+        strategy: Strategy | None = None,
         size: tuple[int, int] | None = None,
         initial: np.ndarray | None = None,
         state: State | None = None,
@@ -196,7 +201,7 @@ class Pipeline:
         seconds: float,
         seed: int = 0,
         trim: TokenTrim | None = None,
-        strategy: SelfForcing | None = None,
+        strategy: Strategy | None = None,
         size: tuple[int, int] | None = None,
         initial: np.ndarray | None = None,
         state: State | None = None,
@@ -238,6 +243,7 @@ class Pipeline:
             )
         trim = TokenTrim() if trim is None else trim
         chunks = -(-missing // strategy.chunk)
+        strategy.check(chunks, trim, given)
         return self._stream(text, frames, chunks, seed, strategy, trim, size, latents, state)
 
     def _stream(
@@ -246,7 +252,7 @@ class Pipeline:
         frames: int,
         chunks: int,
         seed: int,
-        strategy: SelfForcing,
+        strategy: Strategy,
         trim: TokenTrim,
         size: tuple[int, int],
         initial: Float[Array, "b t h w c"] | None,
@@ -259,13 +265,14 @@ class Pipeline:
         inner, cache = (None, None) if state is None else (state.rollout, state.cache)
         surplus = np.zeros((len(text), 0, *size, 3), np.uint8) if state is None else state.surplus
         shown = 0
-        for index in range(chunks):
-            out = rollout(
-                self.dit, text, key, chunks=1, grid=grid, strategy=strategy, trim=trim,
-                initial=None if index else initial, state=inner,
-            )  # fmt: skip
-            inner = out.state
-            number = int(inner.chunk) - 1
+        again = 0 if state is None else strategy.lag
+        first = 0 if state is None else int(state.rollout.chunk) - again
+        latent = stream_latents(
+            self.dit, text, key, chunks=chunks - again, grid=grid, strategy=strategy, trim=trim,
+            initial=initial, state=inner,
+        )  # fmt: skip
+        for index, out in enumerate(latent):
+            number = first + index
             if not jnp.isfinite(out.latents).all():
                 raise NonFiniteError(number)
             latents = out.latents
@@ -281,7 +288,8 @@ class Pipeline:
             start = shown + ready.shape[1] - own
             take = frames - shown if index == chunks - 1 else ready.shape[1]
             surplus = ready[:, take:]
-            state = State(inner, cache, surplus)
+            if index < chunks - strategy.lag:  # what comes after is made again
+                state = State(out.state, cache, surplus)
             yield Chunk(number, start, chunks, ready[:, :take], out, state)
             shown += take
 

@@ -13,7 +13,7 @@ from jaxtyping import DTypeLike
 from tt_jax.attention import LOGIT_BYTES
 from tt_jax.checkpoint import PARTS, abstract
 from tt_jax.models.presets import ModelConfig
-from tt_jax.strategies.self_forcing import SelfForcing
+from tt_jax.rollout import Strategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Memory:
 def estimate(
     config: ModelConfig,
     dtype: DTypeLike,
-    strategy: SelfForcing,
+    strategy: Strategy,
     *,
     size: tuple[int, int],
     frames: int,
@@ -47,7 +47,7 @@ def estimate(
     height, width = size
     latent = (height // vae.spatial_stride) * (width // vae.spatial_stride)
     tokens = latent // dit.patch**2
-    own, past = strategy.chunk * tokens, (strategy.window - strategy.chunk) * tokens
+    own, past = strategy.pass_frames * tokens, strategy.slots * tokens
     shapes = (
         leaf
         for part in PARTS
@@ -60,6 +60,8 @@ def estimate(
     logits = 2 * min(LOGIT_BYTES, wide * batch * dit.heads * own * (past + own))
     per_token = 8 * dit.dim * wide + 2 * dit.ffn_dim * wide + 2 * dit.layers * dit.dim * kind
     transformer = logits + batch * (2 * (past + own) * dit.dim * kind + own * per_token)
+    if strategy.guidance is not None:  # its backward pass, and every layer's input
+        transformer = 2 * transformer + batch * own * dit.layers * dit.dim * kind
     # The last level, at full resolution: about eight of its arrays at once, the cache included.
     vae_step = 8 * vae.temporal_stride * height * width * vae.dim * vae.dim_mult[0] * kind
     video = frames * height * width * 3

@@ -1,0 +1,56 @@
+"""The rows of the paper's Tables 1 and 2 (arXiv 2602.00268), each a strategy and a TokenTrim.
+
+As in the paper, "+flowmo" guides every chunk, and "+tokentrim" has FlowMo guide the first chunk
+unless its name says otherwise.
+"""
+
+from typing import NamedTuple
+
+from tt_jax.strategies.flowmo import FlowMo
+from tt_jax.strategies.rolling_forcing import RollingForcing
+from tt_jax.strategies.self_forcing import SelfForcing
+from tt_jax.trim import TokenTrim
+
+
+class Preset(NamedTuple):
+    """What `rollout` and `Pipeline.generate` take."""
+
+    strategy: SelfForcing | RollingForcing
+    trim: TokenTrim
+
+
+def _table(window: int) -> dict[str, Preset]:
+    off, trim = TokenTrim.off(), TokenTrim()
+    first, always = FlowMo("first"), FlowMo("all")
+
+    def rolling(guidance: FlowMo | None, trim: TokenTrim) -> Preset:
+        return Preset(RollingForcing(guidance=guidance), trim)
+
+    def own(guidance: FlowMo | None, trim: TokenTrim) -> Preset:
+        return Preset(SelfForcing(window=window, guidance=guidance), trim)
+
+    return {
+        "rolling-forcing": rolling(None, off),
+        "rolling-forcing+flowmo": rolling(always, off),
+        "rolling-forcing+tokentrim": rolling(first, trim),
+        "rolling-forcing+tokentrim-p05": rolling(first, TokenTrim(p=0.05)),
+        "rolling-forcing+tokentrim-p20": rolling(first, TokenTrim(p=0.2)),
+        "rolling-forcing+tokentrim-no-flowmo": rolling(None, trim),
+        "self-forcing": own(None, off),
+        "self-forcing+flowmo": own(always, off),
+        "self-forcing+tokentrim": own(first, trim),
+        "self-forcing+tokentrim-no-flowmo": own(None, trim),
+    }
+
+
+NAMES = tuple(_table(21))
+
+
+def preset(name: str, window: int = 21) -> Preset:
+    """The preset of that name; `window` is Self Forcing's, the model's own (`config.window`).
+
+    Raises ValueError for an unknown name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"there is no preset {name!r}: give one of {', '.join(NAMES)}.")
+    return _table(window)[name]
