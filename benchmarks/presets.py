@@ -1,0 +1,69 @@
+"""Run time of every preset relative to its plain host, beside what the paper reports.
+
+All presets make the same videos of the embedded model, latents only, in one process; repetitions
+are interleaved, so that a busy machine slows all of them. The ratio is taken within each
+repetition; median, lowest and highest are given.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+
+import tt_jax
+from tt_jax.presets import NAMES, preset
+
+PROMPT = "a small red circle moving right slowly on a white background"
+PAPER = {"rolling-forcing+tokentrim": "1.08", "rolling-forcing+flowmo": "2.18"}
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median, lowest and highest of some numbers."""
+    numbers = statistics.median(values), min(values), max(values)
+    middle, low, high = (f"{number:.{digits}f}" for number in numbers)
+    return f"{middle} ({low} to {high})"
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks presets", description=__doc__)
+    parser.add_argument("--chunks", type=int, default=41, help="of 12 frames; 41 are 30 seconds")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args(argv)
+
+    pipe = tt_jax.load("shapes")
+    text = pipe.encode_prompt(PROMPT)
+    side = pipe.config.vae.spatial_stride
+    grid = (pipe.config.size[0] // side, pipe.config.size[1] // side)
+    seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+    triggers = dict.fromkeys(NAMES, 0)
+
+    def once(name: str, seed: int) -> float:
+        strategy, trim = preset(name, pipe.config.window)
+        started = time.perf_counter()
+        out = tt_jax.rollout(
+            pipe.dit, text, jax.random.key(seed), chunks=options.chunks, grid=grid,
+            strategy=strategy, trim=trim,
+        )  # fmt: skip
+        jax.block_until_ready(out.latents)
+        triggers[name] += int(out.triggered.sum()) if trim.retries else 0
+        return time.perf_counter() - started
+
+    for name in NAMES:
+        once(name, 0)  # compiles
+    triggers = dict.fromkeys(NAMES, 0)
+    for repeat in range(options.repeats):
+        for name in NAMES:
+            seconds[name].append(once(name, 1 + repeat))
+
+    print(f"{options.chunks} chunks, {options.repeats} repetitions")
+    print("| preset | seconds | relative to its host | paper | interventions a video |")
+    print("|---|---|---|---|---|")
+    for name in NAMES:
+        host = seconds[name.split("+")[0]]
+        ratios = [own / plain for own, plain in zip(seconds[name], host, strict=True)]
+        print(
+            f"| {name} | {spread(seconds[name], 2)} | {spread(ratios, 2)} | "
+            f"{PAPER.get(name, '')} | {triggers[name] / options.repeats:.1f} |"
+        )
