@@ -99,7 +99,7 @@ def test_warmup_of_one_tests_the_third_chunk(dit, text):
 
 
 def test_retries_drop_what_the_attempt_before_found(dit, text):
-    trim = TokenTrim(p=0.25, lam=-100.0, retries=3, resample_noise=True)
+    trim = TokenTrim(p=0.25, lam=-100.0, retries=3, select="random", resample_noise=True)
     out = run(dit, text, 4, trim)
     once = run(dit, text, 4, dataclasses.replace(trim, retries=1))
     assert once.pruned[0, 3].sum() == 1
