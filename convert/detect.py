@@ -244,7 +244,7 @@ def config_of(checkpoint: Checkpoint, heads: int | None, problems: list[str]) ->
     return config
 
 
-def _sensible(value: Any, example: Any, largest: float) -> bool:
+def _sensible(value: Any, example: Any, largest: int | float) -> bool:
     """Whether a setting is of the kind of `example`, with numbers up to `largest`."""
     if isinstance(example, tuple):
         return (

@@ -158,7 +158,7 @@ def command(hub, tmp_path, *args):
     }
     return subprocess.run(
         [sys.executable, "-m", "tt_jax", *map(str, args)],
-        env=environment, capture_output=True, text=True, timeout=300,
+        env=environment, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
 
 
