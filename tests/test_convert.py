@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -331,6 +332,19 @@ def test_hostile_pickle(tmp_path, capsys):
     torch.save({"generator": Hostile(str(mark))}, tmp_path / "x.pt")
     report = refused(capsys, tmp_path / "x.pt", tmp_path / "model")
     assert "wants to run more" in report and not mark.exists()
+
+
+def test_moved_member_of_a_pickle(vae, tmp_path, capsys):
+    """A wrong length in front of a tensor would move its values, and torch wouldn't see it."""
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pth"
+    torch.save(to_torch(vae), path)
+    with zipfile.ZipFile(path) as archive:
+        member = next(x for x in archive.infolist() if x.filename.endswith("/data/0"))
+    content = bytearray(path.read_bytes())
+    content[member.header_offset + 28] ^= 4
+    path.write_bytes(content)
+    assert "data/0 isn't where it should be" in refused(capsys, path, tmp_path / "model")
 
 
 def test_torch_is_only_needed_for_pickles(vae, tmp_path, capsys, monkeypatch):
