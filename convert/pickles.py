@@ -15,6 +15,7 @@ import numpy as np
 
 from convert.problems import BadInput
 
+DESCRIPTOR = b"PK\x07\x08"  # begins what may follow a member's bytes in a zip file
 GENERATORS = ("generator_ema", "generator")  # of training checkpoints; the better one first
 
 
@@ -89,9 +90,10 @@ def _check_archive(path: Path) -> None:
             archive.open(member).close()  # compares the header with the directory
             file.seek(member.header_offset + 26)
             begin = file.tell() + 4 + sum(struct.unpack("<HH", file.read(4)))
-            # Behind the bytes there may be a descriptor of up to 24.
-            moved = not 0 <= end - begin - member.file_size <= 24
-            if moved or member.compress_type != zipfile.ZIP_STORED:
+            end_of_data = begin + member.file_size
+            file.seek(end_of_data)
+            whole = end_of_data == end or file.read(4) == DESCRIPTOR
+            if not whole or member.compress_type != zipfile.ZIP_STORED:
                 raise zipfile.BadZipFile(f"{member.filename} isn't where it should be.")
 
 
