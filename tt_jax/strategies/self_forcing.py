@@ -112,12 +112,25 @@ class SelfForcing:
 
         def step(x0: Array, inputs: tuple) -> tuple[Array, None]:
             # Between barriers a step is fused in the same way in every loop, whatever its length.
-            x0, (sigma, sinusoid, noise) = jax.lax.optimization_barrier((x0, inputs))
+            x0, (sigma, sinusoid, noise, active) = jax.lax.optimization_barrier((x0, inputs))
+
+            def predict(noisy: Array) -> Array:
+                recompute = remat or self.guidance is not None
+                return dit(noisy, sinusoid, text, frames, past, mask, remat=recompute)[0]
+
             noisy = (1 - sigma) * x0 + sigma * noise
-            flow, _ = dit(noisy, sinusoid, text, frames, past, mask, remat=remat)
+            if self.guidance is None:
+                flow = predict(noisy)
+            else:
+                noisy, flow = self.guidance.guide(predict, noisy, active)
             return jax.lax.optimization_barrier(noisy - sigma * wide(flow)), None
 
-        inputs = (jnp.asarray(levels, x0.dtype), jnp.asarray(sinusoids), noise)
+        guided = jnp.zeros(len(levels), bool)
+        if self.guidance is not None:
+            now = jnp.asarray(self.guidance.chunks == "all") | (state.chunk == 0)
+            steps = self.guidance.steps(len(self.steps))[first : first + len(noise)]
+            guided = now & jnp.asarray(steps)
+        inputs = (jnp.asarray(levels, x0.dtype), jnp.asarray(sinusoids), noise, guided)
         return jax.lax.scan(step, x0, inputs)[0]
 
     def remember(
