@@ -158,7 +158,15 @@ class RollingForcing:
         """
         size, flight, patch = self.chunk, state.flight, dit.config.patch
         leaves = state.chunk >= self.lag
-        denoise = self._denoise(dit, text, state, remat)
+        window = self._denoise(dit, text, state, remat)
+
+        def denoise(valid: Array, noise: Array) -> Array:
+            # Always true, which XLA can't know: an attempt is a program of its own, the same bit
+            # for bit whatever surrounds it (in Self Forcing the scan over the steps is).
+            shape = (noise.shape[1], self.pass_frames, *noise.shape[3:])
+            nothing = jnp.zeros(shape, noise.dtype)
+            return jax.lax.cond(state.chunk >= 0, window, lambda *_: nothing, valid, noise)
+
         redraw = partial(self.noise, state, noise.shape[1:])
         seen = state.seen & leaves
         kept, record, judged = judge(
@@ -196,8 +204,7 @@ class RollingForcing:
         attended = anchor | (context.frame >= start - working)
         positions = context.frame + jnp.where(anchor, start - working - size, 0)
         grid = (flight.x0.shape[2] // dit.config.patch, flight.x0.shape[3] // dit.config.patch)
-        # The same keys, bit for bit, for every attempt.
-        past = jax.lax.optimization_barrier(ctx.turned(context, positions, grid))
+        past = ctx.turned(context, positions, grid)
 
         # One level for each block of the window, the newest the noisiest.
         levels = np.repeat(np.array(warp(self.steps))[::-1], size)
