@@ -247,7 +247,7 @@ def inputs(config: DiTConfig, batch: int, height: int, width: int, text_len: int
 
 
 def run_reference(model, latents, text, timestep):
-    import torch
+    torch = pytest.importorskip("torch")
 
     dtype = model.patch_embedding.weight.dtype
     with torch.no_grad():
@@ -319,7 +319,7 @@ def test_bfloat16_is_as_close_as_torch(parity_record):
 
     diffusers keeps its norms and time embedding in float32; ours casts every parameter.
     """
-    import torch
+    torch = pytest.importorskip("torch")
 
     size = "3 layers, width 256, head width 128"
     config, sizes, _ = CASES[size]

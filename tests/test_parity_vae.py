@@ -154,7 +154,7 @@ def arrays_of(model):
 
 def torch_encode(model, video):
     """Raw mean and log-variance, channels-last."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         x = torch.from_numpy(np.moveaxis(video, -1, 1).copy()).to(model.dtype)
@@ -164,7 +164,7 @@ def torch_encode(model, video):
 
 def torch_decode(model, latents):
     """The clamped video, from normalised latents, channels-last."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         x = latents * np.float32(model.config.latents_std) + np.float32(model.config.latents_mean)

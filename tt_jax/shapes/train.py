@@ -44,17 +44,17 @@ class Recipe:
     vae_frames: int = 9
     vae_rate: float = 4e-3
     kl: float = 5e-4
-    clips: int = 1000
+    clips: int = 3000
     clip_frames: int = 57
     decoder_steps: int = 750
     decoder_crop: int = 32
-    steps: int = 1600
+    steps: int = 5000
     batch: int = 4
     chunks: int = 3
     chunk: int = 3
     rate: float = 2e-3
     warmup: int = 50
-    decay: float = 0.5
+    decay: float = 0.6
     average: float = 0.995
     save_every: int = 200
 
@@ -285,8 +285,11 @@ def train_dit(
         noise = rng.standard_normal(latents.shape, np.float32)
         # A rollout's first chunk is a video's start, and its first latent frame unlike all others:
         # chunks without context from within a video must not be mistaken for it.
-        weight = np.ones(sigma.shape, np.float32)
-        weight[:, 0] = starts == 0
+        # And a small object must count about as much as one that fills the frame.
+        ground = np.median(latents, axis=(2, 3), keepdims=True)
+        detail = np.mean((latents - ground) ** 2, axis=(1, 2, 3, 4))
+        weight = np.repeat(0.3 / (0.05 + detail)[:, None], recipe.chunks, axis=1)
+        weight[:, 0] *= starts == 0
         return (
             latents, noise, sigma.astype(np.float32), time_sinusoid(sigma), weight,
             ids[rows, phrasing], masks[rows, phrasing],

@@ -101,19 +101,17 @@ class SelfForcing:
         x0: Float[Array, "b f h w c"],
         noise: Float[Array, "steps b f h w c"],
         first: int,
+        stop: int,
         remat: bool,
     ) -> Float[Array, "b f h w c"]:
-        """Steps `first ..` of the schedule, as many as there is noise for; returns x0."""
+        """Steps `first .. stop - 1` of the schedule; returns x0."""
         size = x0.shape[1]
         frames, past = self._read(dit, state, x0.shape)
         mask = ctx.attention_mask(valid, size * valid.shape[2])
-        levels = np.array(warp(self.steps))[first : first + len(noise)]
+        levels = np.array(warp(self.steps))
         sinusoids = time_sinusoid(np.repeat(levels[:, None, None], size, axis=2))
 
-        def step(x0: Array, inputs: tuple) -> tuple[Array, None]:
-            # Between barriers a step is fused in the same way in every loop, whatever its length.
-            x0, (sigma, sinusoid, noise, active) = jax.lax.optimization_barrier((x0, inputs))
-
+        def denoise(x0: Array, sigma: Array, sinusoid: Array, noise: Array, active: Array) -> Array:
             def predict(noisy: Array) -> Array:
                 recompute = remat or self.guidance is not None
                 return dit(noisy, sinusoid, text, frames, past, mask, remat=recompute)[0]
@@ -123,15 +121,21 @@ class SelfForcing:
                 flow = predict(noisy)
             else:
                 noisy, flow = self.guidance.guide(predict, noisy, active)
-            return jax.lax.optimization_barrier(noisy - sigma * wide(flow)), None
+            return noisy - sigma * wide(flow)
+
+        def step(x0: Array, inputs: tuple) -> tuple[Array, None]:
+            # The loop is always over all steps, so that XLA makes one and the same program of it:
+            # where it is parted in two, the results are those of the whole, bit for bit.
+            index, *inputs = inputs
+            due = (index >= first) & (index < stop)
+            return jax.lax.cond(due, denoise, lambda x0, *_: x0, x0, *inputs), None
 
         guided = jnp.zeros(len(levels), bool)
         if self.guidance is not None:
             now = jnp.asarray(self.guidance.chunks == "all") | (state.chunk == 0)
-            steps = self.guidance.steps(len(self.steps))[first : first + len(noise)]
-            guided = now & jnp.asarray(steps)
+            guided = now & jnp.asarray(self.guidance.steps(len(levels)))
         inputs = (jnp.asarray(levels, x0.dtype), jnp.asarray(sinusoids), noise, guided)
-        return jax.lax.scan(step, x0, inputs)[0]
+        return jax.lax.scan(step, x0, (jnp.arange(len(levels)), *inputs))[0]
 
     def remember(
         self, dit: DiT, text: KV, state: State, x0: Float[Array, "b f h w c"], remat: bool = False
@@ -197,15 +201,14 @@ class SelfForcing:
 
         def denoise(valid: Array, noise: Array) -> Array:
             x0 = jnp.zeros(shape, noise.dtype)
-            return self._denoise(dit, text, state, valid, x0, noise[:measured], 0, remat)
+            return self._denoise(dit, text, state, valid, x0, noise, 0, measured, remat)
 
         redraw = partial(self.noise, state, shape)
         patch = dit.config.patch
         kept, record, judged = judge(trim, state, denoise, noise, redraw, patch, self.chunk)
         x0 = kept.x0
         if measured < len(self.steps):
-            x0 = self._denoise(
-                dit, text, state, kept.valid, x0, noise[measured:], measured, remat
-            )
+            stop = len(self.steps)
+            x0 = self._denoise(dit, text, state, kept.valid, x0, noise, measured, stop, remat)
         judged = dataclasses.replace(judged, chunk=state.chunk + 1)
         return self.remember(dit, text, judged, x0, remat), x0, record
