@@ -9,7 +9,13 @@ from tt_jax.attention import rotate, rotation
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.schedule import time_sinusoid
 from tt_jax.shapes.optimise import Log, optimizer, run_stage, schedule
-from tt_jax.shapes.train import LEVEL_ODDS, teacher_forcing_loss
+from tt_jax.shapes.train import (
+    LEVEL_ODDS,
+    STAGGERED,
+    STAGGERED_ODDS,
+    teacher_forcing_loss,
+    window_loss,
+)
 
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
 
@@ -43,6 +49,36 @@ def test_teacher_forcing_is_each_chunk_after_the_clean_ones():
         )  # fmt: skip
     np.testing.assert_allclose(chunks, expected, rtol=1e-5)
     np.testing.assert_allclose(mean, np.dot(expected, [1, 2, 2]) / 5, rtol=1e-5)
+
+
+def test_a_windows_chunk_after_a_clean_one_is_teacher_forcings():
+    dit = random_dit(CONFIG)
+    keys = jax.random.split(jax.random.key(0), 4)
+    latents, noise = (jax.random.normal(key, (2, 9, 4, 4, 2)) for key in keys[:2])
+    text = jax.random.normal(keys[2], (2, CONFIG.text_len, CONFIG.text_dim))
+    sigma = np.array([[0.0, 0.8, 1.0], [0.0, 0.6, 1.0]], np.float32)
+    time, weight = jnp.asarray(time_sinusoid(sigma)), jnp.array([[0.0, 1.0, 0.0]] * 2)
+    seen = jnp.array([[[1, 0, 0], [1, 1, 0], [1, 1, 1]]] * 2, bool)
+    window = jax.jit(window_loss)(dit, text, latents, noise, sigma, time, weight, seen)
+
+    clean = jnp.asarray(time_sinusoid(np.zeros((1, 6))))
+    plain = teacher_forcing_loss(dit, text, latents, noise, jnp.asarray(sigma), clean, time, weight)
+    chunks = plain[1]
+    np.testing.assert_allclose(window, chunks[1], rtol=1e-5)
+    # A chunk that isn't seen is as good as absent, one that is seen isn't.
+    other = latents.at[:, 6:].add(1.0)
+    same = window_loss(dit, text, other, noise, sigma, time, weight, seen)
+    np.testing.assert_allclose(window, same, rtol=1e-6)
+    joint = window_loss(dit, text, other, noise, sigma, time, weight, seen.at[:, 1, 2].set(True))
+    assert abs(joint - window) > 1e-4 * window
+
+
+def test_windows_of_rolling_forcing():
+    assert STAGGERED.shape == (len(STAGGERED_ODDS), 5)
+    assert np.isclose(STAGGERED_ODDS.sum(), 1)
+    assert (STAGGERED[0, :4] == 0).all() and STAGGERED[-1, 0] == 1
+    assert np.isnan(STAGGERED[-1, 1:]).all()
+    assert (np.diff(STAGGERED[4]) > 0).all() and STAGGERED[4, 0] > 0.5
 
 
 def test_stopping_and_going_on_changes_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Attention behind one door, and the rotary positions of its queries and keys."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tt_jax.layers import wide, wide_dtype
+from tt_jax.sharding import parted
 
 THETA = 10000.0
 FRAME_TABLE = 4096  # a frame index is split into a remainder and a multiple of this
 LOGIT_BYTES = 256 * 2**20  # at most this much for one block of attention logits
+
+
+class Choice(NamedTuple):
+    """An implementation of attention, and in a few words why it and no other."""
+
+    impl: str
+    why: str
 
 
 def attention(
@@ -19,8 +28,75 @@ def attention(
     k: Float[Array, "b s n h"],
     v: Float[Array, "b s n h"],
     mask: Bool[Array, "#b #t s"] | None = None,
+    impl: str | None = None,
 ) -> Float[Array, "b t n h"]:
     """Softmax attention, scale 1/sqrt(h), over the keys that `mask` allows (all without one).
+
+    impl: "xla" (anywhere), "splash" (TPU) or "cudnn" (NVIDIA); `choice` if not given. The kernels
+        take one mask for all queries of a sample. Where a query may see no key, they differ.
+
+    Raises ValueError for a mask that the implementation can't take.
+    """
+    impl = choice(q, k, mask).impl if impl is None else impl
+    if impl == "xla":
+        return parted(xla, q, k, v, mask)
+    from tt_jax import kernels  # here: importing Pallas takes longer than all the rest
+
+    if mask is not None and mask.shape[1] > 1:
+        raise ValueError(f"{impl} attention takes one mask for all queries: use xla.")
+    return parted(kernels.IMPLEMENTATIONS[impl], q, k, v, mask)
+
+
+def choice(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s n h"],
+    mask: Bool[Array, "#b #t s"] | None = None,
+) -> Choice:
+    """Which implementation `attention` takes for these shapes, and why.
+
+    The device is that of the mesh set by `jax.set_mesh`, else JAX's default. Arrays may be
+    abstract (`jax.ShapeDtypeStruct`).
+    """
+    platform, kind, capability = _device()
+    width, dtype = q.shape[-1], jnp.dtype(q.dtype)
+    if platform not in ("tpu", "gpu", "cuda"):
+        return Choice("xla", f"a {platform} has no kernel of its own")
+    if mask is not None and mask.shape[1] > 1:
+        return Choice("xla", "the mask differs between queries")
+    if platform == "tpu":
+        if dtype != jnp.bfloat16 or width % 128:
+            return Choice("xla", f"splash is for bfloat16 and widths of 128, not {dtype}, {width}")
+        if min(q.shape[1], k.shape[1]) < 128:
+            return Choice("xla", "fewer than 128 queries or keys: they would be mostly padding")
+        return Choice("splash", f"{kind}, bfloat16, head width {width}")
+    if "NVIDIA" not in kind or capability < 8:
+        return Choice("xla", f"cuDNN's is for NVIDIA from compute capability 8 on, not {kind}")
+    if dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
+        return Choice("xla", f"cuDNN's is for 16 bits and widths up to 128, not {dtype}, {width}")
+    return Choice("cudnn", f"{kind}, {dtype}, head width {width}")
+
+
+def _device() -> tuple[str, str, float]:
+    """Platform and kind of the device that a program is traced for; CUDA's compute capability."""
+    mesh = jax.sharding.get_abstract_mesh()
+    default = jax.config.jax_default_device
+    if not mesh.empty:
+        device = mesh.abstract_device
+    elif default is None or isinstance(default, str):
+        device = jax.devices(default)[0]
+    else:
+        device = default
+    capability = getattr(jax.devices()[0], "compute_capability", 0)
+    return device.platform, device.device_kind, float(capability)
+
+
+def xla(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s n h"],
+    v: Float[Array, "b s n h"],
+    mask: Bool[Array, "#b #t s"] | None,
+) -> Float[Array, "b t n h"]:
+    """Attention as XLA compiles it, for any device, dtype and mask.
 
     Logits and softmax are at least float32. Queries are taken in blocks, so that the logits never
     need more than 256 MB. A query that may see no key at all returns the mean of all values.

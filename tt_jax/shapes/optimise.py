@@ -120,7 +120,12 @@ def run_stage(
         state, figures = update(state, *batch(step))
         recent.append(figures)
         if (step + 1) % 25 == 0:
-            log(name, step + 1, **{k: float(np.mean([r[k] for r in recent])) for k in figures})
+            names = sorted({key for row in recent for key in row})
+            log(
+                name,
+                step + 1,
+                **{k: float(np.mean([row[k] for row in recent if k in row])) for k in names},
+            )
             recent = []
         if (step + 1) % save_every == 0 or step + 1 == steps:
             leaves = jax.tree.leaves(state)

@@ -3,8 +3,9 @@
 Stages, each resumable: the VAE on short rendered clips; the latents of longer ones; the decoder on
 those; then transformer and text encoder together, by flow matching with block-causal teacher
 forcing: every chunk is denoised from its own noise level while it sees the clean chunks before it,
-through the same context path that a rollout uses. The settings are one dataclass; the log is
-`FOLDER/log.csv`.
+through the same context path that a rollout uses. Some steps take a window of Rolling Forcing
+instead, whose chunks see one another at staggered levels. The settings are one dataclass; the log
+is `FOLDER/log.csv`.
 """
 
 import argparse
@@ -31,6 +32,12 @@ from tt_jax.tokens import Tokenizer, train_sentencepiece
 # Noise levels of Self Forcing and of Rolling Forcing: the only ones a rollout ever uses.
 LEVELS = np.array(warp((1000, 750, 500, 250)) + warp((800, 600, 400, 200)))
 LEVEL_ODDS = np.array([0.2, 0.2, 0.18, 0.18, 0.06, 0.06, 0.06, 0.06])
+# Rolling Forcing's windows of five chunks, from four clean chunks and one to be finished, to the
+# video's first chunk alone. NaN: no chunk yet.
+STAGGERED = np.lib.stride_tricks.sliding_window_view(
+    (0.0,) * 4 + warp((200, 400, 600, 800, 1000)) + (np.nan,) * 4, 5
+)
+STAGGERED_ODDS = np.array([0.05, 0.05, 0.1, 0.2, 0.25, 0.1, 0.1, 0.1, 0.05])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Recipe:
     batch: int = 4
     chunks: int = 3
     chunk: int = 3
+    window_every: int = 5
     rate: float = 2e-3
     warmup: int = 50
     decay: float = 0.6
@@ -245,6 +253,34 @@ def teacher_forcing_loss(
     return jnp.sum(error) / jnp.sum(total), jnp.sum(error, axis=1) / total
 
 
+def window_loss(
+    dit: DiT,
+    text: Float[Array, "b l e"],
+    latents: Float[Array, "b f h w c"],
+    noise: Float[Array, "b f h w c"],
+    sigma: Float[Array, "b n"],
+    time: Float[Array, "b n e"],
+    weight: Float[Array, "b n"],
+    seen: Bool[Array, "b n n"],
+) -> Float[Array, ""]:
+    """Mean squared error of the flow, by `weight`, of `n` chunks that are denoised in one pass.
+
+    `seen[b, i, j]`: whether chunk i sees chunk j.
+    """
+    b, f, height, width, _ = latents.shape
+    size = f // sigma.shape[1]
+    tokens = size * (height // dit.config.patch) * (width // dit.config.patch)
+    mask = jnp.repeat(jnp.repeat(seen, tokens, axis=1), tokens, axis=2)
+    level = jnp.repeat(sigma, size, axis=1)[..., None, None, None]
+    noisy = (1 - level) * latents + level * noise
+    times = jnp.repeat(time, size, axis=1)
+    flow, _ = dit(noisy, times, dit.encode_text(text), jnp.arange(f), None, mask)
+    error = jnp.mean((flow - (noise - latents)) ** 2, axis=(2, 3, 4))
+    error = jnp.mean(error.reshape(b, -1, size), axis=2)
+    counted = (weight > 0).astype(error.dtype)
+    return jnp.sum(error * weight) / jnp.maximum(jnp.sum(counted), 1)
+
+
 def train_dit(
     config: ModelConfig, recipe: Recipe, folder: Path, tokenizer: Tokenizer, log: Log
 ) -> Params:
@@ -260,40 +296,66 @@ def train_dit(
 
     def loss(
         params: Params, latents: Array, noise: Array, sigma: Array, sinusoid: Array, weight: Array,
-        ids: Int[Array, "b l"], mask: Bool[Array, "b l"],
+        ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Bool[Array, "b n n"] | None = None,
     ) -> tuple[Array, dict]:  # fmt: skip
         text = nnx.merge(text_graph, params["text"])(ids, mask)
         dit = nnx.merge(dit_graph, params["dit"])
+        if seen is not None:
+            mean = window_loss(dit, text, latents, noise, sigma, sinusoid, weight, seen)
+            return mean, {"window": mean}
         mean, chunks = teacher_forcing_loss(
             dit, text, latents, noise, sigma, time_of_clean, sinusoid, weight
         )
         return mean, {f"chunk{i}": value for i, value in enumerate(chunks)}
 
-    def batch(step: int) -> tuple:
-        rng = rng_of(recipe.seed, 4, step)
+    def draw(rng: np.random.Generator, starts: np.ndarray, frames: int) -> tuple:
+        """Latents, their noise, weights of the samples, token ids and their mask."""
         rows = rng.integers(0, len(clips), recipe.batch)
         phrasing = rng.integers(0, captions.shape[1], recipe.batch)
+        latents = np.stack(
+            [clips[row, start : start + frames] for row, start in zip(rows, starts, strict=True)]
+        ).astype(np.float32)
+        # A small object must count about as much as one that fills the frame.
+        ground = np.median(latents, axis=(2, 3), keepdims=True)
+        detail = np.mean((latents - ground) ** 2, axis=(1, 2, 3, 4))
+        weight = 0.3 / (0.05 + detail)
+        noise = rng.standard_normal(latents.shape, np.float32)
+        return latents, noise, weight[:, None], ids[rows, phrasing], masks[rows, phrasing]
+
+    def teacher_batch(rng: np.random.Generator) -> tuple:
         last = (clips.shape[1] - frames) // recipe.chunk
         # Half of the windows start with the video.
         starts = recipe.chunk * np.where(
             rng.random(recipe.batch) < 0.5, 0, rng.integers(0, last + 1, recipe.batch)
         )
-        latents = np.stack(
-            [clips[row, start : start + frames] for row, start in zip(rows, starts, strict=True)]
-        ).astype(np.float32)
+        latents, noise, weight, *text = draw(rng, starts, frames)
         sigma = rng.choice(LEVELS, (recipe.batch, recipe.chunks), p=LEVEL_ODDS)
-        noise = rng.standard_normal(latents.shape, np.float32)
         # A rollout's first chunk is a video's start, and its first latent frame unlike all others:
         # chunks without context from within a video must not be mistaken for it.
-        # And a small object must count about as much as one that fills the frame.
-        ground = np.median(latents, axis=(2, 3), keepdims=True)
-        detail = np.mean((latents - ground) ** 2, axis=(1, 2, 3, 4))
-        weight = np.repeat(0.3 / (0.05 + detail)[:, None], recipe.chunks, axis=1)
+        weight = np.repeat(weight, recipe.chunks, axis=1)
         weight[:, 0] *= starts == 0
         return (
-            latents, noise, sigma.astype(np.float32), time_sinusoid(sigma), weight,
-            ids[rows, phrasing], masks[rows, phrasing],
+            latents, noise, sigma.astype(np.float32), time_sinusoid(sigma), weight, *text
         )  # fmt: skip
+
+    def window_batch(rng: np.random.Generator) -> tuple:
+        count = STAGGERED.shape[1]
+        latents, noise, weight, *text = draw(rng, np.zeros(recipe.batch, int), count * recipe.chunk)
+        sigma = STAGGERED[rng.choice(len(STAGGERED), recipe.batch, p=STAGGERED_ODDS)]
+        clean, there = sigma == 0, ~np.isnan(sigma)
+        # Clean chunks are context: they see no others than clean ones, none after themselves.
+        causal = np.tril(np.ones((count, count), bool))
+        seen = np.where(clean[:, :, None], causal & clean[:, None], there[:, None])
+        sigma = np.nan_to_num(sigma, nan=1.0).astype(np.float32)
+        weight = weight * (there & ~clean)
+        return (
+            latents, noise, sigma, time_sinusoid(sigma), weight.astype(np.float32), *text, seen
+        )  # fmt: skip
+
+    def batch(step: int) -> tuple:
+        rng = rng_of(recipe.seed, 4, step)
+        of_window = step % recipe.window_every == recipe.window_every - 1
+        return window_batch(rng) if of_window else teacher_batch(rng)
 
     rate = schedule(recipe.rate, recipe.steps, recipe.warmup, recipe.decay)
     params = {"dit": nnx.to_pure_dict(dit_state), "text": nnx.to_pure_dict(text_state)}
