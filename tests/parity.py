@@ -23,6 +23,11 @@ def channels_last(x):
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
 
+def empty(part: str, config) -> dict:
+    """Parameters of one of our models as shapes."""
+    return nnx.to_pure_dict(nnx.state(abstract(part, config, np.float32)))
+
+
 def converted(part: str, layout: Callable[[Any], Table], arrays, config, dtype=np.float32):
     """One of our models from a checkpoint's arrays, by the converter's own table."""
     graph, state = nnx.split(abstract(part, config, dtype))

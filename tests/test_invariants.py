@@ -16,7 +16,7 @@ from tt_jax import SelfForcing, TokenTrim, rollout
 from tt_jax.attention import rotate, rotation
 from tt_jax.files import whole
 from tt_jax.models.dit import KV, DiTConfig
-from tt_jax.rollout import _begin, _rollout
+from tt_jax.rollout import _begin, _rollout, join, stream
 from tt_jax.schedule import time_sinusoid
 
 GRID = (8, 8)
@@ -82,9 +82,7 @@ def test_1_one_compilation_whatever_is_pruned(dit, text):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_1_memory_does_not_grow_with_chunks(dit, text, batch):
     graph, params = nnx.split(dit)
-    state = _begin(
-        graph, params, text[:batch], jax.random.key(0), GRID, STRATEGY, None
-    )
+    state = _begin(graph, params, text[:batch], jax.random.key(0), GRID, STRATEGY, None)
 
     def temporary(chunks):
         lowered = _rollout.lower(
@@ -191,6 +189,18 @@ def test_5_continuing_equals_not_stopping(dit, text, when):
     )
     assert_same(whole, type("Joined", (), joined))
     assert second.triggered.any()
+
+
+def test_5_streaming_equals_the_scan(dit, text):
+    out = run(dit, text, chunks=5)
+    parts = list(
+        stream(
+            dit, text, jax.random.key(0), chunks=5, grid=GRID, strategy=STRATEGY, trim=EAGER
+        )
+    )  # fmt: skip
+    assert len(parts) == 5
+    assert_same(out, join(parts, state=parts[-1].state))
+    assert equal(out.state, parts[-1].state)
 
 
 # --- 6: samples are independent -----------------------------------------------------------------

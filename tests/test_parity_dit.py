@@ -1,17 +1,17 @@
 """The diffusion transformer against arrays recorded from Wan and Self Forcing, and diffusers."""
 
 import json
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity import arrays_of, channels_last, converted, distance, empty
 from safetensors.numpy import load_file
 
 from convert import dit as names
-from convert.layout import Table, check, from_params, to_params
+from convert.layout import check, from_params, to_params
 from tt_jax.attention import attention, rotate, rotation
 from tt_jax.layers import layer_norm, patchify, wide
 from tt_jax.models.dit import KV, DiT, DiTConfig
@@ -20,37 +20,9 @@ from tt_jax.schedule import time_sinusoid
 pytestmark = pytest.mark.parity
 
 
-def distance(out, reference) -> float:
-    """Relative L2 distance, in float64."""
-    out, reference = np.asarray(out, np.float64), np.asarray(reference, np.float64)
-    return float(np.linalg.norm(out - reference) / np.linalg.norm(reference))
-
-
-def channels_last(x):
-    return jnp.moveaxis(jnp.asarray(x), 1, -1)
-
-
 def sinusoid(timestep):
     """From timesteps; they come in float32, the level is taken in float64."""
     return jnp.asarray(time_sinusoid(np.asarray(timestep, np.float64) / 1000))
-
-
-def empty(config: DiTConfig) -> tuple:
-    """Our model's graph and its parameters as shapes."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
-    return graph, nnx.to_pure_dict(state)
-
-
-def converted(layout: Callable[[DiTConfig], Table], arrays, config: DiTConfig) -> DiT:
-    """Our model from a checkpoint's arrays, by the converter's own table."""
-    graph, model = empty(config)
-    params = to_params(layout(config), arrays, model)
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, params))
-
-
-def state(model) -> dict[str, np.ndarray]:
-    """A torch model's arrays, without a copy."""
-    return {name: weight.numpy() for name, weight in model.state_dict().items()}
 
 
 @jax.jit
@@ -75,7 +47,9 @@ def recorded(golden):
 
 @pytest.fixture(scope="module")
 def small(golden):
-    return converted(names.native, load_file(golden / "dit_small_weights.safetensors"), SMALL)
+    return converted(
+        "dit", names.native, load_file(golden / "dit_small_weights.safetensors"), SMALL
+    )
 
 
 def rotated(kv: KV, frames) -> KV:
@@ -281,7 +255,7 @@ CASES = {
 def test_diffusers_small(size, parity_record):
     config, sizes, bound = CASES[size]
     model, given = reference(config), inputs(config, *sizes)
-    dit = converted(names.diffusers, state(model), config)
+    dit = converted("dit", names.diffusers, arrays_of(model), config)
     value = distance(run_ours(dit, *given), run_reference(model, *given))
     parity_record("DiT, one pass", "diffusers", size, value, bound)
 
@@ -290,7 +264,7 @@ def test_diffusers_small(size, parity_record):
 def test_diffusers_true_widths(parity_record):
     config = DiTConfig(layers=2)
     model, given = reference(config), inputs(config, 1, 16, 16, 512)
-    dit = converted(names.diffusers, state(model), config)
+    dit = converted("dit", names.diffusers, arrays_of(model), config)
     value = distance(run_ours(dit, *given), run_reference(model, *given))
     parity_record("DiT, one pass", "diffusers", "2 layers, true widths", value, 1e-4)
 
@@ -307,9 +281,9 @@ def test_diffusers_true_size(parity_record):
     config = DiTConfig.wan_1_3b()
     model, given = reference(config), inputs(config, 1, 16, 16, 512)
     expected = run_reference(model, *given)
-    arrays = Once(state(model))
+    arrays = Once(arrays_of(model))
     del model
-    dit = converted(names.diffusers, arrays, config)
+    dit = converted("dit", names.diffusers, arrays, config)
     value = distance(run_ours(dit, *given), expected)
     parity_record("DiT, one pass", "diffusers", "Wan2.1 1.3B", value, 1e-4)
 
@@ -324,7 +298,7 @@ def test_bfloat16_is_as_close_as_torch(parity_record):
     size = "3 layers, width 256, head width 128"
     config, sizes, _ = CASES[size]
     model, given = reference(config), inputs(config, *sizes)
-    dit = converted(names.diffusers, state(model), config)
+    dit = converted("dit", names.diffusers, arrays_of(model), config)
     exact = run_reference(model, *given)
     for name, weight in model.named_parameters():
         if not set(name.split(".")) & set(model._keep_in_fp32_modules):
@@ -349,7 +323,7 @@ def test_bfloat16_is_as_close_as_torch(parity_record):
 def test_published_layout(file, layout, config, golden):
     stored = json.loads((golden.parent / f"layouts/{file}.json").read_text())
     shapes = {name: tuple(shape) for name, shape in stored.items()}
-    check(layout(config), shapes, empty(config)[1])
+    check(layout(config), shapes, empty("dit", config))
 
 
 @pytest.mark.parametrize("layout", [names.native, names.diffusers])
@@ -363,7 +337,7 @@ def test_there_and_back(layout):
 def test_recorded_weights_there_and_back(golden):
     arrays = load_file(golden / "dit_small_weights.safetensors")
     table = names.native(SMALL)
-    back = from_params(table, to_params(table, arrays, empty(SMALL)[1]))
+    back = from_params(table, to_params(table, arrays, empty("dit", SMALL)))
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array, err_msg=name)

@@ -1,44 +1,20 @@
 """The text encoder against arrays recorded from Wan's own encoder, and against transformers."""
 
 import json
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity import arrays_of, converted, distance, empty
 from safetensors.numpy import load_file
 
 from convert import text as names
-from convert.layout import Table, check, from_params, to_params
+from convert.layout import check, from_params, to_params
 from tt_jax.models.text import TextConfig, TextEncoder, relative_buckets
 
 pytestmark = pytest.mark.parity
-
-
-def distance(out, reference) -> float:
-    """Relative L2 distance, in float64."""
-    out, reference = np.asarray(out, np.float64), np.asarray(reference, np.float64)
-    return float(np.linalg.norm(out - reference) / np.linalg.norm(reference))
-
-
-def empty(config: TextConfig) -> tuple:
-    """Our model's graph and its parameters as shapes."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0))))
-    return graph, nnx.to_pure_dict(state)
-
-
-def converted(layout: Callable[[TextConfig], Table], arrays, config: TextConfig) -> TextEncoder:
-    """Our model from a checkpoint's arrays, by the converter's own table."""
-    graph, model = empty(config)
-    params = to_params(layout(config), arrays, model)
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, params))
-
-
-def state(model) -> dict[str, np.ndarray]:
-    """A torch model's arrays, without a copy."""
-    return {name: weight.numpy() for name, weight in model.state_dict().items()}
 
 
 forward = jax.jit(lambda encoder, ids, mask: encoder(ids, mask))
@@ -57,7 +33,9 @@ def test_recorded_encoder(case, golden, parity_record):
     config = TextConfig(
         vocab=512, dim=64, attention_dim=64, ffn_dim=128, heads=4, layers=3, text_len=32
     )
-    encoder = converted(names.native, load_file(golden / "t5_small_weights.safetensors"), config)
+    encoder = converted(
+        "text", names.native, load_file(golden / "t5_small_weights.safetensors"), config
+    )
     arrays = load_file(golden / "t5_small_io.safetensors")
     ids, mask = arrays["ids" + case].astype(np.int32), arrays["mask" + case].astype(bool)
     out = forward(encoder, ids, mask)
@@ -118,7 +96,7 @@ SMALL = TextConfig(vocab=512, dim=64, attention_dim=96, ffn_dim=128, heads=4, la
 @pytest.mark.parametrize("length", [40, 512])
 def test_transformers_small(length, parity_record):
     model = reference(SMALL)
-    encoder = converted(names.transformers, state(model), SMALL)
+    encoder = converted("text", names.transformers, arrays_of(model), SMALL)
     ids, mask = prompts(SMALL, length)
     value = distance(forward(encoder, ids, mask), run_reference(model, ids, mask))
     size = f"3 layers, width 64, {length} tokens"
@@ -133,7 +111,7 @@ def test_transformers_true_widths(parity_record):
     model = reference(config)
     ids, mask = prompts(config, 64)
     expected = run_reference(model, ids, mask)
-    encoder = converted(names.transformers, state(model), config)
+    encoder = converted("text", names.transformers, arrays_of(model), config)
     value = distance(forward(encoder, ids, mask), expected)
     parity_record("text", "transformers", "2 layers, true widths", value, 1e-4)
 
@@ -145,7 +123,7 @@ def test_bfloat16_is_as_close_as_torch(parity_record):
     config = TextConfig(vocab=512, dim=256, attention_dim=256, ffn_dim=640, heads=4, layers=4)
     model = reference(config)
     ids, mask = prompts(config, 64)
-    encoder = converted(names.transformers, state(model), config)
+    encoder = converted("text", names.transformers, arrays_of(model), config)
     exact = run_reference(model, ids, mask)
     theirs = distance(run_reference(model.to(torch.bfloat16), ids, mask), exact)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), encoder)
@@ -161,14 +139,14 @@ def test_published_layout(layout, golden):
     stored = json.loads((golden.parent / f"layouts/umt5_xxl_encoder.{layout}.json").read_text())
     shapes = {name: tuple(shape) for name, shape in stored.items()}
     config = TextConfig.umt5_xxl()
-    check(getattr(names, layout)(config), shapes, empty(config)[1])
+    check(getattr(names, layout)(config), shapes, empty("text", config))
 
 
 def test_tied_embedding_may_be_stored_once():
-    arrays = state(reference(SMALL))
-    both = converted(names.transformers, arrays, SMALL)
+    arrays = arrays_of(reference(SMALL))
+    both = converted("text", names.transformers, arrays, SMALL)
     del arrays["encoder.embed_tokens.weight"]
-    once = converted(names.transformers, arrays, SMALL)
+    once = converted("text", names.transformers, arrays, SMALL)
     np.testing.assert_array_equal(both.embedding[...], once.embedding[...])
 
 

@@ -5,37 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity import arrays_of, channels_last, converted, distance
 from safetensors.numpy import load_file
 
 from convert import vae as names
-from convert.layout import from_params, to_params
-from tt_jax.models.vae import VAE, VAEConfig
+from convert.layout import from_params
+from tt_jax.models.vae import VAEConfig
 
 pytestmark = pytest.mark.parity
 
 SMALL = VAEConfig(dim=8)
 SIZE = "width 8"
-
-
-def distance(out, reference) -> float:
-    """Relative L2 distance, in float64."""
-    out, reference = np.asarray(out, np.float64), np.asarray(reference, np.float64)
-    return float(np.linalg.norm(out - reference) / np.linalg.norm(reference))
-
-
-def channels_last(x):
-    return np.moveaxis(np.asarray(x), 1, -1)
-
-
-def abstract(config):
-    return nnx.split(nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0))))
-
-
-def converted(table, arrays, config, dtype=jnp.float32):
-    """The VAE from a checkpoint's arrays, through the converter."""
-    graph, state = abstract(config)
-    params = to_params(table(config), arrays, nnx.to_pure_dict(state))
-    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(x, dtype), params))
 
 
 @jax.jit
@@ -74,7 +54,9 @@ def recorded(golden):
 
 @pytest.fixture(scope="module")
 def wan(golden):
-    return converted(names.native, load_file(golden / "vae_small_weights.safetensors"), SMALL)
+    return converted(
+        "vae", names.native, load_file(golden / "vae_small_weights.safetensors"), SMALL
+    )
 
 
 def test_encode(wan, recorded, parity_record):
@@ -148,10 +130,6 @@ def reference_vae(config, seed=0):
     return model
 
 
-def arrays_of(model):
-    return {name: x.detach().float().numpy() for name, x in model.state_dict().items()}
-
-
 def torch_encode(model, video):
     """Raw mean and log-variance, channels-last."""
     torch = pytest.importorskip("torch")
@@ -187,7 +165,7 @@ def sample(config, frames, side, seed=1):
 
 def compare(config, frames, side, size, bound, parity_record):
     model = reference_vae(config)
-    vae = converted(names.diffusers, arrays_of(model), config)
+    vae = converted("vae", names.diffusers, arrays_of(model), config)
     video, latents = sample(config, frames, side)
     mean, log_variance = torch_encode(model, video)
     normalised = (mean - np.float32(config.mean)) / np.float32(config.std)
@@ -217,7 +195,7 @@ def test_bfloat16(parity_record):
     torch = pytest.importorskip("torch")
     config = VAEConfig(dim=16)
     model = reference_vae(config)
-    vae = converted(names.diffusers, arrays_of(model), config, jnp.bfloat16)
+    vae = converted("vae", names.diffusers, arrays_of(model), config, jnp.bfloat16)
     video, latents = sample(config, 9, 32)
     mean, frames = torch_encode(model, video)[0], torch_decode(model, latents)
     low = model.to(torch.bfloat16)
