@@ -21,6 +21,7 @@ from rich.console import Console
 from tt_jax.evaluate.report import add_eval
 from tt_jax.files import discard_unfinished
 from tt_jax.generate import add_compare, add_generate
+from tt_jax.lab.command import add_lab
 from tt_jax.pipeline import NonFiniteError
 
 Work = Callable[[], int | None]  # an exit code, if not 0
@@ -136,4 +137,4 @@ def verify(args: argparse.Namespace) -> Work:
     return work
 
 
-COMMANDS = (add_generate, add_compare, add_fetch, add_verify, add_eval)
+COMMANDS = (add_generate, add_compare, add_fetch, add_verify, add_eval, add_lab)

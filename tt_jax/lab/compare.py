@@ -1,0 +1,217 @@
+"""From a run's tables to numbers per prompt, matched across the arms of a study."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from tt_jax.lab import stats
+from tt_jax.lab.observe import CHUNK, SECOND, VIDEO
+from tt_jax.lab.spec import Arm, Stress, Study
+from tt_jax.lab.store import TIMING_KEYS
+
+Key = tuple[str, ...]  # stress, host, arm, seconds, seed, prompt, as the tables write them
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
+    """What was measured of one video: curves per second and per chunk, and single numbers."""
+
+    curves: Mapping[str, Float[np.ndarray, " t"]]
+    numbers: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A number of a video. digits: behind the point."""
+
+    title: str
+    of: Callable[[Seen], float]
+    digits: int = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """A study under one host and stress: each arm's videos, by prompt and seed.
+
+    prompts: those finished in every arm with every seed, as indices into the study's.
+    """
+
+    study: Study
+    host: str
+    stress: Stress
+    prompts: tuple[int, ...]
+    videos: Mapping[str, Sequence[Sequence[Seen]]]
+
+    def values(self, arm: str, measure: Measure) -> Float[np.ndarray, " prompts"]:
+        """A measure of each prompt, the mean over its seeds."""
+        found = [[measure.of(seen) for seen in seeds] for seeds in self.videos[arm]]
+        return _mean(np.array(found, float))
+
+    def curve(self, arm: str, name: str) -> Float[np.ndarray, "prompts t"] | None:
+        """A curve of each prompt, the mean over its seeds; None if nothing was measured."""
+        rows = [[seen.curves[name] for seen in seeds] for seeds in self.videos[arm]]
+        curves = _mean(np.moveaxis(np.array(rows, float), 1, -1))
+        return None if np.isnan(curves).all() else curves
+
+    def regimes(self) -> dict[str, Float[np.ndarray, " some"]]:
+        """The places, among the prompts, of each regime's."""
+        names = [self.study.prompts[index].regime for index in self.prompts]
+        return {
+            kind: np.flatnonzero([name == kind for name in names])
+            for kind in dict.fromkeys(names)
+            if kind
+        }
+
+
+def _mean(values):
+    """Mean over the last axis of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=-1)
+    count = known.sum(axis=-1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def videos(rows: Sequence[Mapping[str, str]]) -> dict[Key, Seen]:
+    """Every video of a table of results."""
+    groups: dict[Key, list[Mapping[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(_key(row), []).append(row)
+    return {key: _seen(group) for key, group in groups.items()}
+
+
+def _key(row):
+    return tuple(row[name] for name in ("stress", "host", "arm", "seconds", "seed", "prompt"))
+
+
+def _seen(rows):
+    """One video's rows as columns."""
+
+    def column(kind: str, name: str) -> Float[np.ndarray, " t"]:
+        return np.array([float(row[name] or "nan") for row in rows if row["kind"] == kind])
+
+    curves = {name: column("second", name) for name in SECOND}
+    curves |= {name: column("chunk", name) for name in CHUNK}
+    curves["chunk_at"] = column("chunk", "at")
+    numbers = {name: column("video", name) for name in VIDEO}
+    return Seen(curves, {name: v[0] if len(v) else np.nan for name, v in numbers.items()})
+
+
+def comparisons(study: Study, seen: Mapping[Key, Seen]) -> list[Comparison]:
+    """The study's comparisons of which at least one prompt is finished."""
+    found = []
+    for stress in study.stress:
+        for host in study.hosts:
+
+            def keys(arm: Arm, text: str, host: str = host, stress: Stress = stress) -> list[Key]:
+                at = (stress.name, host, arm.name, str(study.seconds))
+                return [(*at, str(seed), text) for seed in study.seeds]
+
+            done = [
+                index
+                for index, prompt in enumerate(study.prompts)
+                if all(key in seen for arm in study.arms for key in keys(arm, prompt.text))
+            ]
+            made = {
+                arm.name: [[seen[k] for k in keys(arm, study.prompts[i].text)] for i in done]
+                for arm in study.arms
+            }
+            if done:
+                found.append(Comparison(study, host, stress, tuple(done), made))
+    return found
+
+
+def run_times(
+    timings: Sequence[Mapping[str, str]], comparison: Comparison, baseline: str
+) -> dict[str, float]:
+    """Each arm's wall time over the baseline's: the median over the batches that both have."""
+    wall = {tuple(row[name] for name in TIMING_KEYS): float(row["wall"]) for row in timings}
+    study = comparison.study
+    ratios: dict[str, float] = {}
+    for arm in study.arms:
+        found = []
+        for (stress, host, name, seconds, *rest), taken in wall.items():
+            at = (comparison.stress.name, comparison.host, arm.name, str(study.seconds))
+            plain = wall.get((stress, host, baseline, seconds, *rest))
+            if (stress, host, name, seconds) == at and plain:
+                found.append(taken / plain)
+        ratios[arm.name] = statistics.median(found) if found else float("nan")
+    return ratios
+
+
+# --- measures -----------------------------------------------------------------------------------
+
+
+def at_end(name: str) -> Callable[[Seen], float]:
+    """The mean of a curve's last five seconds."""
+    return lambda seen: stats.end(seen.curves[name])
+
+
+def at_end_less_start(name: str) -> Callable[[Seen], float]:
+    """The mean of a curve's last five seconds minus that of its first five."""
+    return lambda seen: stats.change(seen.curves[name])
+
+
+def over_all(name: str) -> Callable[[Seen], float]:
+    """The mean of a curve."""
+    return lambda seen: float(_mean(seen.curves[name]))
+
+
+def total(name: str) -> Callable[[Seen], float]:
+    """The sum of a curve."""
+    return lambda seen: float(np.nansum(seen.curves[name]))
+
+
+def single(name: str) -> Callable[[Seen], float]:
+    """A single number of the video."""
+    return lambda seen: seen.numbers[name]
+
+
+def _acted(seen: Seen) -> np.ndarray:
+    return seen.curves["triggered"] > 0
+
+
+def attempts_ratio(seen: Seen) -> float:
+    """Severity of what was kept over that of the first attempt, mean over abnormal chunks."""
+    acted = _acted(seen)
+    ratio = seen.curves["accepted_severity"][acted] / seen.curves["severity"][acted]
+    return float(_mean(ratio)) if len(ratio) else np.nan
+
+
+# Title of each curve, and digits.
+CURVES = {
+    "lost": ("objects lost, share", 3),
+    "colour_error": ("object colour, RGB distance", 3),
+    "background_error": ("background colour, RGB distance", 3),
+    "shape_error": ("wrong shape, share", 3),
+    "size_error": ("size, octaves", 3),
+    "count_error": ("count, objects", 2),
+    "speed_error": ("speed, pixels a frame", 2),
+    "moving": ("still moving, share", 3),
+    "place_error": ("planted place, RGB distance", 3),
+    "histogram_drift": ("histogram drift", 3),
+    "colour_drift": ("colour drift", 3),
+    "motion": ("motion, % of the height a second", 2),
+    "temporal_flickering": ("temporal flickering, %", 2),
+    "sharpness": ("sharpness, variance of the Laplacian", 0),
+}
+ENDS = tuple(Measure(f"{title}: end", at_end(n), d) for n, (title, d) in CURVES.items())
+CHANGES = tuple(
+    Measure(f"{title}: end - start", at_end_less_start(n), d) for n, (title, d) in CURVES.items()
+)
+RECORDED = (
+    Measure("severity, mean", over_all("severity")),
+    Measure("threshold, mean", over_all("threshold")),
+    Measure("abnormal chunks a video", total("triggered"), 2),
+    Measure("severity kept over first", attempts_ratio),
+    Measure("kept share of the context, mean", over_all("kept_fraction")),
+    Measure("dropped tokens on objects, share", over_all("on_object")),
+)
+AFTER_PLANT = (
+    Measure("plant detected, share", single("detected")),
+    Measure("precision of the tokens dropped", single("precision")),
+    Measure("recall of the planted tokens", single("recall")),
+    Measure("recovery, seconds", single("recovery"), 2),
+)

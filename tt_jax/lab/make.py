@@ -1,0 +1,168 @@
+"""A cell's videos, with what TokenTrim did in them."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from tt_jax.lab.spec import WORLD_PROMPTS, Cell
+from tt_jax.lab.stress import corrupt, planted_tokens
+from tt_jax.models.presets import FPS, ModelConfig
+from tt_jax.pipeline import Chunk, Pipeline, Video, frame_count
+from tt_jax.presets import preset
+from tt_jax.rollout import Strategy
+from tt_jax.shapes.world import SIDE
+from tt_jax.strategies.rolling_forcing import RollingForcing
+
+RECORD = ("severity", "accepted_severity", "threshold", "triggered", "kept_fraction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """A corruption that was planted.
+
+    tokens: of a frame. chunk: the first one made with it. chunks: how many can have been, before
+        the memory forgets it anyway.
+    """
+
+    tokens: Bool[np.ndarray, " tokens"]
+    chunk: int
+    chunks: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+    """A cell's videos.
+
+    record: the numbers in `RECORD`, and `dropped`: whether a token was dropped in any cached frame.
+    starts: the frame at which each chunk begins. grid: rows and columns of the tokens.
+    seconds: of wall time, without compiling and without measuring.
+    """
+
+    frames: UInt8[np.ndarray, "b t h w 3"]
+    record: dict[str, Float[np.ndarray, "b chunks"] | Bool[np.ndarray, "b chunks tokens"]]
+    starts: tuple[int, ...]
+    grid: tuple[int, int]
+    planted: Planted | None
+    seconds: float
+
+
+def strategy(cell: Cell, config: ModelConfig) -> Strategy:
+    """The cell's host. Raises ValueError for a window that can't be."""
+    host = preset(cell.host, config.window).strategy
+    if cell.stress.window is None:
+        return host
+    if isinstance(host, RollingForcing):
+        raise ValueError(
+            f"stress {cell.stress.name!r} sets a window, and Rolling Forcing has one of its own."
+        )
+    return dataclasses.replace(host, window=cell.stress.window)
+
+
+def token_grid(config: ModelConfig) -> tuple[int, int]:
+    """Rows and columns of a frame's tokens."""
+    unit = config.vae.spatial_stride * config.dit.patch
+    return config.size[0] // unit, config.size[1] // unit
+
+
+def check(cell: Cell, config: ModelConfig) -> None:
+    """Raises ValueError, in one sentence, for videos that the model can't make or nobody judge."""
+    name = cell.stress.model
+    if any(prompt.regime for prompt in cell.prompts) and config.size != (SIDE, SIDE):
+        raise ValueError(
+            f"{name!r} makes videos of {config.size[1]}x{config.size[0]}, but the embedded world's "
+            f"prompts are judged in {SIDE}x{SIDE}: give prompts of your own."
+        )
+    host = strategy(cell, config)
+    host.check(chunk_count(cell, config), cell.arm.trim, 0)
+    if plant := cell.stress.plant:
+        planted_tokens(plant, token_grid(config))
+        # Behind the chunk that ends at or after the second, what is left is a rollout too.
+        ends = _ends(cell, config)
+        after = sum(end >= frame_count(plant.second) for end in ends) - 1
+        if after < 1:
+            raise ValueError(
+                f"stress {cell.stress.name!r} plants at {plant.second:g} seconds, where a video of "
+                f"{cell.seconds:g} ends."
+            )
+        host.check(after, cell.arm.trim, 0)
+
+
+def chunk_count(cell: Cell, config: ModelConfig) -> int:
+    """Chunks of each of the cell's videos."""
+    return len(_ends(cell, config))
+
+
+def _ends(cell: Cell, config: ModelConfig) -> list[int]:
+    """The frame at which each chunk ends, the last one not cut: a latent frame is `stride` frames,
+    but for the first, which is one."""
+    frames, stride = frame_count(cell.seconds), config.vae.temporal_stride
+    step = strategy(cell, config).chunk * stride
+    chunks = -(-(frames - 1 + stride) // step)
+    return [(index + 1) * step - stride + 1 for index in range(chunks)]
+
+
+def plant_chunk(cell: Cell, config: ModelConfig) -> int:
+    """The first chunk that the cell's stress has made with a corrupted memory."""
+    frame = frame_count(cell.stress.plant.second)
+    return 1 + next(i for i, end in enumerate(_ends(cell, config)) if end >= frame)
+
+
+def make(cell: Cell, pipe: Pipeline) -> Made:
+    """Generates a cell's videos. Raises NonFiniteError."""
+    waits: list[float] = []
+    started = time.perf_counter()
+
+    def watch(chunk: Chunk) -> None:
+        waits.append(time.perf_counter() - started - sum(waits))
+
+    video = Video.collect(chunks(cell, pipe), watch)
+    record = {name: np.asarray(getattr(video.rollout, name)) for name in RECORD}
+    pruned = np.asarray(video.rollout.pruned)
+    record["dropped"] = (pruned > 0).reshape(*pruned.shape[:2], -1)
+    # The first chunk's time is mostly that of compiling; it counts as an average one.
+    seconds = sum(waits[1:]) * len(waits) / max(len(waits) - 1, 1)
+    place = planted(cell, pipe.config)
+    grid = token_grid(pipe.config)
+    return Made(video.frames, record, video.starts, grid, place, seconds)
+
+
+def planted(cell: Cell, config: ModelConfig) -> Planted | None:
+    """Where and when the cell's stress plants a corruption, if it does."""
+    if cell.stress.plant is None:
+        return None
+    host, grid = strategy(cell, config), token_grid(config)
+    tokens = np.zeros(grid[0] * grid[1], bool)
+    tokens[planted_tokens(cell.stress.plant, grid)] = True
+    # Rolling Forcing keeps one chunk for good, its anchor.
+    sink = getattr(host, "sink", host.chunk)
+    kept = (host.slots - sink) // host.chunk
+    return Planted(tokens, plant_chunk(cell, config), kept)
+
+
+def chunks(cell: Cell, pipe: Pipeline) -> Iterator[Chunk]:
+    """The chunks of a cell's videos.
+
+    Noise depends on the seed and on the place in the study, so that arms are matched.
+    """
+    host = strategy(cell, pipe.config)
+    request = {"trim": cell.arm.trim, "strategy": host}
+    text = pipe.encode_prompt([prompt.text for prompt in cell.prompts])
+    seed = WORLD_PROMPTS * cell.seed + cell.first
+    stream = pipe.stream(text, seconds=cell.seconds, seed=seed, **request)
+    plant = cell.stress.plant
+    if plant is None:
+        yield from stream
+        return
+    shown = 0
+    for chunk in itertools.islice(stream, plant_chunk(cell, pipe.config)):
+        yield chunk
+        shown += chunk.frames.shape[1]
+    inner = corrupt(chunk.state.rollout, plant, token_grid(pipe.config), host.chunk)
+    state = dataclasses.replace(chunk.state, rollout=inner)
+    rest = (frame_count(cell.seconds) - shown) / FPS
+    for chunk in pipe.stream(text, seconds=rest, state=state, **request):
+        yield dataclasses.replace(chunk, start=chunk.start + shown)

@@ -1,0 +1,101 @@
+"""Pictures of a comparison: drift over time, and what an arm pays for less of it."""
+
+import math
+from collections.abc import Mapping
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tt_jax import plots
+from tt_jax.lab.compare import CURVES, Comparison, Measure, at_end, over_all
+from tt_jax.lab.stats import Interval, bootstrap
+
+PANELS = (
+    "lost", "colour_error", "background_error", "shape_error", "moving", "place_error",
+    "histogram_drift", "motion", "sharpness",
+)  # fmt: skip
+COLUMNS = 3
+DRAWS = 1_000  # resamples for a band
+
+DRIFT = Measure("histogram drift: end", at_end("histogram_drift"))
+MOTION = Measure("motion, % of the height a second", over_all("motion"))
+
+
+def colours(arms: list[str]) -> dict[str, str]:
+    """A colour for each arm; the first is grey."""
+    sequence = matplotlib.color_sequences["petroff10"]
+    others = {arm: sequence[i % len(sequence)] for i, arm in enumerate(arms[1:])}
+    return {arms[0]: plots.FAINT} | others
+
+
+def drift(comparison: Comparison) -> Figure:
+    """Curves over the seconds: means over prompts in 95 % bands, one line for each arm."""
+    arms = list(comparison.videos)
+    shown = [name for name in PANELS if comparison.curve(arms[0], name) is not None]
+    rows = math.ceil(len(shown) / COLUMNS)
+    figure = Figure(figsize=(11, 2.4 * rows + 0.9), dpi=130, layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).flat
+    for axes, name in zip(grid, shown, strict=False):
+        for arm, colour in colours(arms).items():
+            curve = comparison.curve(arm, name)
+            if curve is None:
+                continue
+            band = bootstrap(curve, DRAWS)
+            middle = np.arange(curve.shape[1]) + 0.5
+            axes.plot(middle, band.mean, color=colour, lw=1.6, label=arm)
+            axes.fill_between(middle, band.low, band.high, color=colour, alpha=0.13, lw=0)
+        if comparison.stress.plant is not None:
+            axes.axvline(comparison.stress.plant.second, color=plots.ABNORMAL, lw=1, ls=":")
+        axes.set_title(CURVES[name][0], size=9.5, loc="left", color=plots.INK)
+        _plain(axes)
+    for axes in list(grid)[len(shown) :]:
+        axes.set_axis_off()
+    figure.supxlabel("time in the video, seconds", size=9, color=plots.INK)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    title = f"{comparison.study.name} · {comparison.host} · {comparison.stress.name}"
+    figure.legend(
+        handles, names, loc="outside upper left", ncols=min(6, len(names)), frameon=False,
+        fontsize=9, labelcolor=plots.INK, title=title, alignment="left",
+    )  # fmt: skip
+    return figure
+
+
+def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) -> Figure:
+    """Each arm's drift against its motion and its wall time, with 95 % intervals over prompts."""
+    figure = Figure(figsize=(9, 4), dpi=130, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for arm, colour in colours(list(comparison.videos)).items():
+        drifts = bootstrap(comparison.values(arm, DRIFT))
+        motion = bootstrap(comparison.values(arm, MOTION))
+        time = Interval(*[np.asarray(times[arm])] * 3, motion.count)
+        for axes, across in ((left, motion), (right, time)):
+            axes.errorbar(
+                across.mean, drifts.mean, xerr=_arms(across), yerr=_arms(drifts), color=colour,
+                marker="o", ms=6, lw=1.2, capsize=0, label=arm,
+            )  # fmt: skip
+    left.set_ylabel(DRIFT.title, size=9, color=plots.INK)
+    left.set_xlabel(f"{MOTION.title} (more is better)", size=9, color=plots.INK)
+    right.set_xlabel(f"wall time over that of {baseline!r}", size=9, color=plots.INK)
+    for axes in (left, right):
+        _plain(axes)
+    title = f"{comparison.study.name} · {comparison.host} · {comparison.stress.name}"
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside upper left", ncols=6, frameon=False,
+        fontsize=9, labelcolor=plots.INK, title=title, alignment="left",
+    )  # fmt: skip
+    return figure
+
+
+def _arms(interval: Interval) -> np.ndarray:
+    """Lengths of an error bar's two arms. Rounding may put an end beyond the mean."""
+    return np.maximum([[interval.mean - interval.low], [interval.high - interval.mean]], 0)
+
+
+def _plain(axes: Axes) -> None:
+    axes.tick_params(labelsize=8, color=plots.FAINT, labelcolor=plots.INK)
+    axes.grid(color="#E6E6E6", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(plots.FAINT)

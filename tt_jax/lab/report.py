@@ -1,0 +1,130 @@
+"""`tt-jax lab report`: tables with paired differences, and pictures, of what a run has measured."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tt_jax import plots
+from tt_jax.files import whole
+from tt_jax.lab import pictures
+from tt_jax.lab.compare import (
+    AFTER_PLANT,
+    CHANGES,
+    ENDS,
+    RECORDED,
+    Comparison,
+    Measure,
+    comparisons,
+    run_times,
+    videos,
+)
+from tt_jax.lab.spec import Experiment
+from tt_jax.lab.stats import Interval, bootstrap, paired
+
+BY_REGIME = ENDS[:2]  # objects lost, object colour
+
+HOW_TO_READ = """\
+Values are means over prompts, in brackets their 95 % bootstrap intervals (10,000 resamples of the
+prompts; of several seeds a prompt's mean is taken first). A difference is taken prompt by prompt,
+from the same noise; **bold** where its interval leaves zero out. Intervals aren't corrected for
+their number: of twenty that should hold zero, one doesn't. "end" is the mean of the last five
+seconds, "start" of the first five (of halves, under ten seconds). What a video doesn't show, such
+as the colour of an object that is lost, is left out of both sides of a difference.
+"""
+
+
+def write(
+    folder: Path,
+    experiment: Experiment,
+    rows: Sequence[Mapping[str, str]],
+    timings: Sequence[Mapping[str, str]],
+) -> list[Path]:
+    """Writes `report.md` and its pictures into the folder; returns their paths."""
+    seen = videos(rows)
+    parts, pages = ["# Report", HOW_TO_READ], []
+    for study in experiment.studies:
+        of = f"{len(study.prompts)} prompts of {study.seconds:g} s, {len(study.seeds)} seeds"
+        parts.append(f"## {study.name}\n\n{of}.")
+        for comparison in comparisons(study, seen):
+            name = slug(study.name, comparison.host, comparison.stress.name)
+            times = run_times(timings, comparison, experiment.against[0])
+            drawn = {
+                f"{name}-drift.png": pictures.drift(comparison),
+                f"{name}-pareto.png": pictures.pareto(comparison, times, experiment.against[0]),
+            }
+            for file, figure in drawn.items():
+                plots.save(figure, folder / file)
+                pages.append(folder / file)
+            parts.append(section(comparison, experiment.against, times))
+            parts += [f"![{file}]({file})" for file in drawn]
+    path = folder / "report.md"
+    with whole(path) as aside:
+        aside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return [path, *pages]
+
+
+def slug(*names: str) -> str:
+    """A file's name of words."""
+    return re.sub(r"[^\w.]+", "-", " ".join(names).lower()).strip("-")
+
+
+def section(comparison: Comparison, against: Sequence[str], times: Mapping[str, float]) -> str:
+    """The tables of a comparison."""
+    arms = list(comparison.videos)
+    count, asked = len(comparison.prompts), len(comparison.study.prompts)
+    parts = [f"### {comparison.host}, {comparison.stress.name}"]
+    if count < asked:
+        parts.append(f"Only {count} of {asked} prompts are finished in every arm.")
+    measures = [*ENDS, *CHANGES, *RECORDED, *AFTER_PLANT]
+    rows = [
+        [m.title, *cells]
+        for m in measures
+        if any(cells := [cell(bootstrap(comparison.values(arm, m)), m) for arm in arms])
+    ]
+    rows.append(["wall time over the first arm's", *(f"{times[arm]:.2f}" for arm in arms)])
+    parts.append(table(["", *arms], rows))
+    for baseline in against:
+        others = [arm for arm in arms if arm != baseline]
+        if baseline in arms and others:
+            parts += [f"Difference from **{baseline}**:", differences(comparison, baseline, others)]
+            if comparison.regimes():
+                parts.append(by_regime(comparison, baseline, others))
+    return "\n\n".join(parts)
+
+
+def differences(comparison: Comparison, baseline: str, others: Sequence[str]) -> str:
+    """Paired differences of every measure."""
+    rows = []
+    for m in [*ENDS, *CHANGES, *AFTER_PLANT]:
+        plain = comparison.values(baseline, m)
+        cells = [cell(paired(comparison.values(arm, m), plain), m, sign=True) for arm in others]
+        if any(cells):
+            rows.append([m.title, *cells])
+    return table(["", *others], rows)
+
+
+def by_regime(comparison: Comparison, baseline: str, others: Sequence[str]) -> str:
+    """Paired differences within each regime."""
+    rows = []
+    for regime, places in comparison.regimes().items():
+        for m in BY_REGIME:
+            plain = comparison.values(baseline, m)[places]
+            found = [paired(comparison.values(arm, m)[places], plain) for arm in others]
+            cells = [cell(interval, m, sign=True) for interval in found]
+            rows.append([f"{regime} ({len(places)}): {m.title}", *cells])
+    return table(["by regime", *others], rows)
+
+
+def cell(interval: Interval, measure: Measure, *, sign: bool = False) -> str:
+    """A value with its interval, "" if there is none; with a sign, bold where zero is left out."""
+    if not interval.count:
+        return ""
+    form = f"{'+' if sign else ''}.{measure.digits}f"
+    text = f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+    return f"**{text}**" if sign and interval.sure else text
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, numbers to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,74 @@
+"""An experiment's run: one cell after the other, those that are finished left alone."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tt_jax import report as record
+from tt_jax.evaluate.measures import optical_flow
+from tt_jax.files import whole
+from tt_jax.lab import store
+from tt_jax.lab.make import Made
+from tt_jax.lab.observe import observe
+from tt_jax.lab.spec import Cell, Experiment
+from tt_jax.lab.store import Finished
+
+Maker = Callable[[Cell], Made]
+
+
+def origin(digest: str) -> dict[str, Any]:
+    """What decides on a cell's numbers beside its settings: model, versions, device, flow."""
+    return {
+        "model": digest,
+        "versions": record.versions(),
+        "device": record.device(),
+        "flow": optical_flow()[0],
+    }
+
+
+def run(
+    experiment: Experiment,
+    text: str,
+    folder: Path,
+    names: dict[Cell, str],
+    maker: Maker,
+    about: dict[str, Any],
+    say: Callable[[str], None],
+) -> bool:
+    """Makes the cells that aren't finished, in the file's order; whether all are.
+
+    text: of the experiment's file. names: of the cells' files. about: what `record.json` says.
+    After every cell the folder holds it and tables with all that are finished, so that it can end
+    at any time and go on from there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole(folder / store.FILE) as aside:
+        aside.write_text(text, encoding="utf-8")
+    record.save(folder / store.RECORD, about)
+    finished = {cell: store.read_cell(folder, names[cell]) for cell in experiment.cells}
+    started = time.perf_counter()
+    for number, cell in enumerate(experiment.cells, 1):
+        if finished[cell] is not None:
+            continue
+        if time.perf_counter() - started > 3600 * experiment.hours:
+            left = sum(found is None for found in finished.values())
+            say(f"{experiment.hours:g} hours are over; {left} cells are left for another run.")
+            return False
+        made = maker(cell)
+        # As if it were read again, so that a resumed run's tables are the same.
+        store.write_cell(folder, names[cell], Finished(made.seconds, observe(cell, made)))
+        finished[cell] = store.read_cell(folder, names[cell])
+        store.write_tables(folder, [(c, found) for c, found in finished.items() if found])
+        say(f"{number}/{len(experiment.cells)} {describe(cell)}: {made.seconds:.0f} s")
+    store.write_tables(folder, finished.items())
+    return True
+
+
+def describe(cell: Cell) -> str:
+    """A cell in a line."""
+    last = cell.first + len(cell.prompts)
+    return (
+        f"{cell.host}, {cell.arm.name}, {cell.stress.name}, {cell.seconds:g} s, "
+        f"prompts {cell.first + 1} to {last}, seed {cell.seed}"
+    )

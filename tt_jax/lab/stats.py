@@ -1,0 +1,83 @@
+"""Means with bootstrap intervals over prompts; numbers that are missing are left out."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float
+
+DRAWS = 10_000
+LEVEL = 95.0  # per cent
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Interval:
+    """A mean, its 95 % bootstrap interval, and how many values it stands on."""
+
+    mean: Float[np.ndarray, "*t"]
+    low: Float[np.ndarray, "*t"]
+    high: Float[np.ndarray, "*t"]
+    count: Float[np.ndarray, "*t"]
+
+    @property
+    def sure(self) -> bool:
+        """Whether a single value's interval leaves zero out."""
+        return bool(self.low > 0 or self.high < 0)
+
+
+def bootstrap(values: Float[np.ndarray, "n *t"], draws: int = DRAWS) -> Interval:
+    """Mean over the first axis, with the percentile interval of resampled rows.
+
+    The rows that are drawn are always the same for the same n, so that what is computed twice is
+    the same twice. A NaN leaves its row out of its column; a column without values is NaN.
+    """
+    values = np.asarray(values, float)
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0).reshape(len(values), -1)
+    times = _resamples(len(values), draws)
+    shape = values.shape[1:]
+    counts = times @ known.reshape(len(values), -1).astype(float)
+    # A draw that has no known value says nothing of the mean.
+    means = np.divide(times @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    count = known.sum(axis=0)
+    total = filled.sum(axis=0).reshape(shape)
+    mean = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+    edge = (100 - LEVEL) / 2
+    ends = np.full((2, means.shape[1]), np.nan)
+    some = ~np.isnan(means).all(axis=0)
+    if some.any():
+        ends[:, some] = np.nanpercentile(means[:, some], [edge, 100 - edge], axis=0)
+    low, high = ends.reshape(2, *shape)
+    return Interval(mean[()], low, high, count)
+
+
+@functools.cache
+def _resamples(rows: int, draws: int) -> Float[np.ndarray, "draws n"]:
+    """How often each draw takes each row."""
+    rng = np.random.default_rng(0)
+    return rng.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(float)
+
+
+def paired(ours: Float[np.ndarray, "n *t"], theirs: Float[np.ndarray, "n *t"]) -> Interval:
+    """Ours minus theirs, prompt by prompt; a prompt that one of them lacks is left out."""
+    return bootstrap(np.asarray(ours, float) - np.asarray(theirs, float))
+
+
+def end(curve: Float[np.ndarray, " seconds"]) -> float:
+    """Mean of the last five seconds; of the later half of videos under ten."""
+    return _mean(curve[-_span(curve) :])
+
+
+def change(curve: Float[np.ndarray, " seconds"]) -> float:
+    """Mean of the last five seconds minus that of the first five, or of halves like `end`."""
+    return end(curve) - _mean(curve[: _span(curve)])
+
+
+def _span(curve):
+    return max(1, min(5, len(curve) // 2))
+
+
+def _mean(values):
+    """Mean of what is known; NaN if nothing is."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else np.nan

@@ -1,0 +1,113 @@
+"""A run's folder: finished cells, each whole or not at all, and the tables made of them.
+
+FOLDER/experiment.toml   the file that was run
+FOLDER/cells/ID.json     one finished cell; its ID stands for all that decides on its numbers
+FOLDER/results.csv       what was measured, tidy
+FOLDER/timings.csv       seconds of wall time of each cell: never the same twice, so kept apart
+FOLDER/record.json       versions, device, models
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tt_jax.files import whole
+from tt_jax.lab.observe import COLUMNS, Row
+from tt_jax.lab.spec import Cell
+
+FILE, RESULTS, TIMINGS, RECORD = "experiment.toml", "results.csv", "timings.csv", "record.json"
+KEYS = ("stress", "host", "arm", "seconds", "seed", "prompt", "regime")
+TIMING_KEYS = ("stress", "host", "arm", "seconds", "seed", "first")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A finished cell: its wall time, and the rows of each of its videos."""
+
+    seconds: float
+    rows: list[list[Row]]
+
+
+def identity(cell: Cell, origin: Mapping[str, Any]) -> str:
+    """The name of a cell's file: a digest of all that decides on its numbers, and of nothing else.
+
+    origin: what the cell doesn't say, as JSON: its model's digest, versions, device.
+    """
+    settings = dataclasses.asdict(cell) | {"origin": dict(origin)}
+    settings["arm"].pop("name")
+    settings["stress"].pop("name")
+    settings["stress"].pop("model")  # wherever it lies
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def model_digest(folder: Path) -> str:
+    """A digest of all files of a model's folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ValueError if nothing can be written to the folder, whether it exists or not."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ValueError(f"{folder} can't be written: {error.strerror}.") from None
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """A cell's file."""
+    return folder / "cells" / f"{name}.json"
+
+
+def write_cell(folder: Path, name: str, finished: Finished) -> None:
+    """Keeps a finished cell."""
+    path = path_of(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as aside:
+        aside.write_text(json.dumps(dataclasses.asdict(finished), allow_nan=False))
+
+
+def read_cell(folder: Path, name: str) -> Finished | None:
+    """A finished cell; None if it isn't."""
+    path = path_of(folder, name)
+    return Finished(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def write_tables(folder: Path, cells: Iterable[tuple[Cell, Finished]]) -> None:
+    """Writes `results.csv` and `timings.csv` of the finished cells, in their order."""
+    results, timings = [], []
+    for cell, finished in cells:
+        keys = [cell.stress.name, cell.host, cell.arm.name, cell.seconds, cell.seed]
+        timings.append([*keys, cell.first, finished.seconds])
+        for prompt, rows in zip(cell.prompts, finished.rows, strict=True):
+            results += [
+                [*keys, prompt.text, prompt.regime, *(row.get(name, "") for name in COLUMNS)]
+                for row in rows
+            ]
+    _write_csv(folder / RESULTS, [*KEYS, *COLUMNS], results)
+    _write_csv(folder / TIMINGS, [*TIMING_KEYS, "wall"], timings)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """A table's rows. Raises FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: run an experiment into that folder first.")
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
