@@ -97,7 +97,9 @@ MEASURES: dict[str, Callable[..., Float[Array, "b n"]]] = {"motion": _motion, "n
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenTrim:
-    """The settings of TokenTrim. All are static but `lam`, so that a sweep over it compiles once.
+    """The settings of TokenTrim (arXiv 2602.00268).
+
+    All are static but `lam`, so that a sweep over it compiles once.
 
     p: share of the N tokens of a frame that count as unstable, ceil(p N) of them; in (0, 1).
     lam: a chunk is abnormal when its severity exceeds mean + lam deviation of the accepted ones.
@@ -107,14 +109,17 @@ class TokenTrim:
         unstable set of the attempt before it. 0 only measures.
     when: "final" measures the finished chunk (Algorithm 1); "first_step" the x0 prediction of the
         first denoising step, so that an intervention costs one pass instead of a chunk.
-    select: which entries to drop, a name in `POLICIES` or a function of your own. Drift, and so
-        the trigger, is always the paper's, but for "motion" (against the nearest of the 3x3 places)
+    select: which entries to drop, a name in `trim.POLICIES` or a function of your own,
+        `(drift [B, N], entry_drift [B, S, N], key [B]) -> drop [B, S, N]`, float32 to bool. Drift,
+        and so the trigger, is the paper's, but for "motion" (against the nearest of the 3x3 places)
         and "novelty" (against the nearest token of the context, finished frames under either
         `when`), which drop the most drifting positions by their own measure.
     accept: "always" keeps the last attempt and its pruned context (the paper); "better" keeps
         whichever attempt drifts least, with the context it was made from.
     resample_noise: draw fresh noise for a further attempt instead of using the first one's.
     prune_sink: let the policy drop entries of sink frames too.
+
+    Raises ValueError for a setting out of its range, or an unknown name.
     """
 
     p: float = dataclasses.field(default=0.1, metadata={"static": True})

@@ -52,7 +52,7 @@ def gradient(
 
 @dataclasses.dataclass(frozen=True)
 class FlowMo:
-    """Settings of the guidance.
+    """Guidance towards motion that changes evenly (FlowMo, arXiv 2506.01144), of either strategy.
 
     chunks: "first" guides the first chunk only, TokenTrim's initialisation; "all" every chunk.
     fraction: of the schedule that is guided: step s of S, from 0, if s / S < fraction. The
@@ -68,6 +68,8 @@ class FlowMo:
     `layers x batch x tokens of a pass x dim` values (at 832x480 with 1.3B parameters in bfloat16
     0.4 GB a sample in Self Forcing, 2.2 GB in Rolling Forcing), and the activations of one layer.
     A guided pass takes about four times the time of a plain one.
+
+    Raises ValueError for settings under which it would never fire.
     """
 
     chunks: Literal["first", "all"] = "first"

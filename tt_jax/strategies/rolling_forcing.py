@@ -30,7 +30,7 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclasses.dataclass(frozen=True)
 class RollingForcing:
-    """Rollout of a rolling window, one block for each noise level.
+    """A window of blocks at staggered noise levels (Rolling Forcing, arXiv 2509.25161).
 
     steps: nominal denoising steps of 1000, warped by the schedule's shift. Window w holds the
         blocks w - 4 (about to be finished) to w (pure noise), as far as the video has them.
@@ -43,6 +43,8 @@ class RollingForcing:
     TokenTrim judges the block that leaves the window: its drift is measured against the block that
     left before it, and where that is abnormal, the window's pass is made again, all its blocks,
     with the pruned context. Only the recent context is pruned, never the anchor.
+
+    Raises ValueError unless there are 2 to 6 steps, and for guidance of a fraction of them.
     """
 
     steps: tuple[int, ...] = (1000, 800, 600, 400, 200)

@@ -26,7 +26,9 @@ from tt_jax.trim import TokenTrim
 
 @dataclasses.dataclass(frozen=True)
 class SelfForcing:
-    """Chunk-wise rollout with a rolling context.
+    """Rollout chunk by chunk with a rolling context (Self Forcing, arXiv 2506.08009).
+
+    All frames are latent frames, each four frames of Wan's videos.
 
     window: frames that attention spans, the chunk itself included, so `window - chunk` past frames
         stay, the first `sink` of the video always among them.
@@ -38,6 +40,8 @@ class SelfForcing:
         Attention only knows differences of positions, so this matters with a sink: its frames then
         stand right before the recent ones, as in a video that is no longer than the window, where
         absolute positions move away from them without end. Keys are cached without rotation.
+
+    Raises ValueError for a window without room for the past, or a chunk that FlowMo can't guide.
     """
 
     window: int = 21
