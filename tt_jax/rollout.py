@@ -24,23 +24,27 @@ Strategy = SelfForcing | RollingForcing
 class Rollout:
     """What `rollout` returns. Sample, then time (latent frame or chunk), then the rest.
 
-    Per chunk, without a value yet: drift and severities NaN, threshold +inf.
+    All float32 but `triggered`. Drift is Euclidean distance in latent values. What has no value
+    yet: drift and severities NaN, threshold +inf.
+
+    latents: the generated latent frames, without `initial`.
+    drift: token drift of each chunk's first attempt, on the transformer's token grid.
+    pruned: share of the prunable frames in which the position was dropped (0 or 1 under "top").
+    severity, accepted_severity: mean drift of the most drifting tokens, of the first attempt and
+        of the one that was kept. threshold: what the first was compared with.
+    triggered: whether the first attempt was abnormal.
+    kept_fraction: valid context entries over written ones, when the chunk was made.
+    state: continue from here, `rollout(..., state=out.state)`.
     """
 
-    # Generated latent frames, without `initial`.
     latents: Float[Array, "b frames h w c"]
-    # Token drift of each chunk's first attempt, on the transformer's token grid.
     drift: Float[Array, "b chunks h w"]
-    # Share of the prunable frames in which the position was dropped (0 or 1 under "top").
     pruned: Float[Array, "b chunks h w"]
-    # Severity of the first attempt, and of the attempt that was kept.
     severity: Float[Array, "b chunks"]
     accepted_severity: Float[Array, "b chunks"]
     threshold: Float[Array, "b chunks"]
     triggered: Bool[Array, "b chunks"]
-    # Valid context entries over written ones, when the chunk was made.
     kept_fraction: Float[Array, "b chunks"]
-    # Continue from here: `rollout(..., state=out.state)`.
     state: State
 
 
