@@ -49,6 +49,9 @@ def request_run(args: argparse.Namespace) -> Callable[[], None]:
     def pipe_of(cell: Cell) -> Pipeline:
         return _load(cell.stress.model, cell.stress.dtype)
 
+    for cell in left:  # here, where a model that can't be loaded is bad input
+        pipe_of(cell)
+
     def work() -> None:
         if left:
             print(f"{len(left)} of {len(experiment.cells)} cells are left; trying out the speed.")

@@ -58,7 +58,7 @@ def _video(cell: Cell, made: Made, sample: int, prompt: str, known: bool) -> lis
     return [
         *_rows("second", range(len(frames) // FPS), curves),
         *_rows("chunk", [start / FPS for start in made.starts], chunks),
-        *_rows("video", [0], {name: [value] for name, value in video.items()}),
+        *_rows("video", [0] if video else [], {name: [value] for name, value in video.items()}),
     ]
 
 

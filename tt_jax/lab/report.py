@@ -81,7 +81,7 @@ def section(comparison: Comparison, against: Sequence[str], times: Mapping[str, 
         for m in measures
         if any(cells := [cell(bootstrap(comparison.values(arm, m)), m) for arm in arms])
     ]
-    rows.append(["wall time over the first arm's", *(f"{times[arm]:.2f}" for arm in arms)])
+    rows.append([f"wall time over that of {against[0]}", *(f"{times[arm]:.2f}" for arm in arms)])
     parts.append(table(["", *arms], rows))
     for baseline in against:
         others = [arm for arm in arms if arm != baseline]

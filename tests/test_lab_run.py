@@ -1,0 +1,381 @@
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tt_jax import cli, pipeline
+from tt_jax.lab import command, make, report, run, spec, store
+from tt_jax.lab.make import Made
+from tt_jax.shapes.world import evaluation_prompts, render
+
+SECONDS = 4
+STARTS = tuple(max(0, 12 * i - 3) for i in range(6))  # 64 frames: 9, then 12 a chunk, the last cut
+SCENES = [scene for _, scene in evaluation_prompts(256)]
+
+FILE = """
+batch = 2
+against = ["plain"]
+
+[arms.plain]
+retries = 0
+
+[arms.top]
+resample_noise = true
+
+[stress.planted]
+plant = { second = 2.0, rows = [0], columns = [0, 1], strength = 3.0 }
+
+[[studies]]
+name = "both"
+prompts = 4
+seconds = 4
+hosts = ["self-forcing"]
+arms = ["plain", "top"]
+stress = ["clean", "planted"]
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "both.toml"
+    path.write_text(FILE)
+    return spec.read(path)
+
+
+class Rendered:
+    """A maker: shows the prompts' scenes, "top" with an object lost in the last second.
+
+    Stops with an interrupt when `left` cells were made.
+    """
+
+    def __init__(self, left=99):
+        self.left, self.made = left, []
+
+    def __call__(self, cell):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.made.append(cell)
+        frames = np.stack([self.video(cell, cell.first + i) for i in range(len(cell.prompts))])
+        chunks = len(STARTS)
+        severity = np.tile(np.arange(chunks, dtype=float), (2, 1)) + cell.first
+        severity[:, 0] = np.nan
+        acted = np.zeros((2, chunks), bool)
+        acted[0, 4] = cell.arm.name == "top"
+        dropped = np.zeros((2, chunks, 64), bool)
+        dropped[:, 4, :4] = acted[:, 4, None]  # of which the first two are planted
+        record = {
+            "severity": severity,
+            "accepted_severity": np.where(acted, severity / 2, severity),
+            "threshold": np.where(np.arange(chunks) < 3, np.inf, 3.0) * np.ones((2, 1)),
+            "triggered": acted,
+            "kept_fraction": 1 - dropped.mean(axis=2),
+            "dropped": dropped,
+        }
+        place = None
+        if cell.stress.plant:
+            tokens = np.arange(64) < 2
+            place = make.Planted(tokens, chunk=4, chunks=2)
+        return Made(frames, record, STARTS, (8, 8), place, 2.0 if acted.any() else 1.0)
+
+    def video(self, cell, index):
+        scene = SCENES[index]
+        frames = render(scene, 16 * SECONDS)
+        if cell.arm.name == "top":
+            frames[-16:] = render(type(scene)((), scene.background), 16)
+        return frames
+
+
+def lab(experiment, folder, maker, said=None):
+    names = {cell: store.identity(cell, {"model": "m"}) for cell in experiment.cells}
+    say = (lambda line: None) if said is None else said.append
+    return run.run(experiment, FILE, folder, names, maker, {"model": "m"}, say)
+
+
+def table(folder):
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a whole run."""
+    path = tmp_path_factory.mktemp("lab")
+    (path / "both.toml").write_text(FILE)
+    assert lab(spec.read(path / "both.toml"), path / "out", Rendered())
+    return path / "out"
+
+
+# --- the run ------------------------------------------------------------------------------------
+
+
+def test_the_table_is_tidy(finished):
+    rows = table(finished)
+    # Of 2 arms, 2 stresses and 4 prompts: 4 seconds, 6 chunks, and one of the video if planted.
+    assert len(rows) == 16 * (4 + 6) + 8
+    keys = ("stress", "host", "arm", "seconds", "seed", "prompt", "kind", "at")
+    assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows)
+    prompt = evaluation_prompts(256)[0][0]
+    mine = [row for row in rows if (row["arm"], row["prompt"]) == ("top", prompt)]
+    clean = [row for row in mine if row["stress"] == "clean"]
+    assert {row["regime"] for row in clean} == {"small_moving"}
+    assert [row["lost"] for row in clean if row["kind"] == "second"] == ["0", "0", "0", "1"]
+    assert [row["colour_error"] for row in clean if row["kind"] == "second"][-1] == ""
+    chunks = [row for row in clean if row["kind"] == "chunk"]
+    assert [row["at"] for row in chunks] == ["0", "0.5625", "1.3125", "2.0625", "2.8125", "3.5625"]
+    assert [row["severity"] for row in chunks] == ["", "1", "2", "3", "4", "5"]
+    assert [row["threshold"] for row in chunks] == ["", "", "", "3", "3", "3"]
+    assert [row["triggered"] for row in chunks] == ["0", "0", "0", "0", "1", "0"]
+    assert [row["dropped"] for row in chunks] == ["0"] * 4 + ["0.0625", "0"]
+    assert [row["on_object"] != "" for row in chunks] == [False] * 4 + [True, False]
+    (video,) = [row for row in mine if row["stress"] == "planted" and row["kind"] == "video"]
+    assert (video["detected"], video["precision"], video["recall"]) == ("1", "0.5", "1")
+    assert video["recovery"] == "0"
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_table(experiment, finished, tmp_path):
+    folder = tmp_path / "out"
+    for left in (0, 3):
+        with pytest.raises(KeyboardInterrupt):
+            lab(experiment, folder, Rendered(left))
+    assert 0 < len(table(folder)) < len(table(finished))
+    last = Rendered()
+    assert lab(experiment, folder, last)
+    assert last.made == list(experiment.cells[3:])
+    assert contents(folder) == contents(finished)
+    again = Rendered(0)
+    assert lab(experiment, folder, again) and not again.made
+    assert contents(folder) == contents(finished)
+
+
+def test_what_was_half_written_counts_as_nothing(experiment, finished, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    shutil.copytree(finished, folder)
+    first, *_ = sorted((folder / "cells").iterdir())
+    first.unlink()
+    write = Path.write_text
+
+    def half(path, text, *rest, **options):
+        write(path, text[: len(text) // 2], *rest, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", half)
+        store.write_cell(folder, first.stem, store.Finished(1.0, []))
+    assert not first.exists()
+    assert lab(experiment, folder, Rendered())
+    assert contents(folder) == contents(finished)
+
+
+def test_a_changed_file_keeps_the_cells_that_it_still_has(experiment, finished, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(finished, folder)
+    path = tmp_path / "more.toml"
+    path.write_text(
+        FILE.replace("[arms.top]", "[arms.low]\nlam = 1\nresample_noise = true\n[arms.top]")
+        .replace('["plain", "top"]', '["plain", "low", "top"]')
+        .replace("planted", "hurt")  # a name decides on no number
+    )
+    maker = Rendered()
+    assert lab(spec.read(path), folder, maker)
+    assert {cell.arm.name for cell in maker.made} == {"low"} and len(maker.made) == 4
+    assert {row["stress"] for row in table(folder)} == {"clean", "hurt"}
+
+
+def test_whatever_decides_on_the_numbers_is_in_a_cells_name(experiment):
+    cell = experiment.cells[0]
+    other = experiment.cells[1]
+    names = {
+        store.identity(cell, {"model": "m"}),
+        store.identity(cell, {"model": "n"}),
+        store.identity(other, {"model": "m"}),
+        store.identity(experiment.cells[2], {"model": "m"}),
+    }
+    assert len(names) == 4
+    renamed = spec.Arm("renamed", cell.arm.trim)
+    same = spec.Cell(*(renamed if value is cell.arm else value for value in vars(cell).values()))
+    assert store.identity(same, {"model": "m"}) in names
+
+
+def test_the_file_bounds_the_hours(experiment, tmp_path, monkeypatch):
+    bounded = spec.Experiment(
+        experiment.batch, 1.0, experiment.against, experiment.studies
+    )
+    clock = iter(range(0, 10**6, 1500))  # seconds: the third look is the first past an hour
+    monkeypatch.setattr(run.time, "perf_counter", lambda: next(clock))
+    maker, said = Rendered(), []
+    assert not lab(bounded, tmp_path / "out", maker, said)
+    assert len(maker.made) == 2
+    assert said[-1] == "1 hours are over; 6 cells are left for another run."
+    assert len(table(tmp_path / "out")) > 0
+
+
+# --- the report ---------------------------------------------------------------------------------
+
+
+def test_report(finished, tmp_path, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(finished, folder)
+    assert cli.main(["lab", "report", str(folder)]) == 0
+    written = capsys.readouterr().out.split()
+    assert [os.path.basename(path) for path in written] == [
+        "report.md",
+        "both-self-forcing-clean-drift.png", "both-self-forcing-clean-pareto.png",
+        "both-self-forcing-planted-drift.png", "both-self-forcing-planted-pareto.png",
+    ]  # fmt: skip
+    for path in written[1:]:
+        assert Path(path).read_bytes().startswith(b"\x89PNG")
+        assert f"({os.path.basename(path)})" in (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text()
+    lines = text.splitlines()
+    # The last two of four seconds are the end, of which the last lost its object.
+    assert "| objects lost, share: end | 0.000 [0.000, 0.000] | 0.500 [0.500, 0.500] |" in lines
+    assert "| objects lost, share: end | **+0.500 [+0.500, +0.500]** |" in lines
+    assert "| large_slow (1): objects lost, share: end | **+0.500 [+0.500, +0.500]** |" in lines
+    # The first sample of each batch: 1, 0, 1, 0.
+    assert "| abnormal chunks a video | 0.00 [0.00, 0.00] | 0.50 [" in text
+    assert "| severity kept over first |  | 0.500 [0.500, 0.500] |" in lines
+    assert "| wall time over that of plain | 1.00 | 2.00 |" in lines
+    clean, planted = text.split("### self-forcing, planted")
+    assert "precision" not in clean
+    assert "| precision of the tokens dropped |  | 0.500 [0.500, 0.500] |" in planted
+    assert "nan" not in text
+
+
+def test_report_of_an_unfinished_run(experiment, tmp_path):
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        lab(experiment, folder, Rendered(3))
+    rows, timings = (store.read_csv(folder / name) for name in (store.RESULTS, store.TIMINGS))
+    report.write(folder, experiment, rows, timings)
+    text = (folder / "report.md").read_text()
+    assert "### self-forcing, clean" in text and "### self-forcing, planted" not in text
+    assert "Only 2 of 4 prompts are finished in every arm." in text
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "keep_programs", lambda: None)
+    command._load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("batch = 2", "batch = 2\nbacth = 2", "has no setting 'bacth'"),
+        ("[arms.plain]", 'model = "nowhere"\n[arms.plain]', "there is no model 'nowhere'"),
+        ("columns = [0, 1]", "columns = [8]", "within the 8x8 tokens"),
+        ("second = 2.0", "second = 3.9", "plants at 3.9 seconds, where a video of 4 ends"),
+        ("second = 2.0", "second = 5", "plants at 5 seconds"),
+        ('["self-forcing"]', '["rolling-forcing"]', "at least 5 blocks"),
+        ("[stress.planted]", "[stress.planted]\nwindow = 3", "must be longer than sink plus chunk"),
+    ],
+)
+def test_bad_input_writes_nothing(elsewhere, capsys, old, new, problem):
+    assert old in FILE
+    Path("it.toml").write_text(FILE.replace(old, new))
+    assert cli.main(["lab", "run", "it.toml"]) == 2
+    error = capsys.readouterr().err
+    assert problem in error and error.count("\n") == 1
+    assert os.listdir() == ["it.toml"]
+
+
+def test_no_folder_and_no_file(elsewhere, capsys):
+    assert cli.main(["lab", "run", "none.toml"]) == 2
+    assert cli.main(["lab", "report", "nowhere"]) == 2
+    assert "there is no nowhere/results.csv" in capsys.readouterr().err
+    assert os.listdir() == []
+
+
+TINY = """
+model = "{model}"
+batch = 2
+against = ["plain"]
+
+[arms.plain]
+retries = 0
+
+[arms.top]
+lam = -100.0
+resample_noise = true
+
+[stress.planted]
+plant = {{ second = 1.3, rows = [1], columns = [1, 2], strength = 20.0 }}
+
+[[studies]]
+name = "tiny"
+prompts = ["a cat", "a dog"]
+seconds = 3
+hosts = ["self-forcing"]
+arms = ["plain", "top"]
+stress = ["clean", "planted"]
+"""
+
+
+def test_from_the_file_to_the_report(elsewhere, tiny_model, capsys):
+    Path("tiny.toml").write_text(TINY.format(model=tiny_model))
+    assert cli.main(["lab", "run", "tiny.toml"]) == 0
+    out = capsys.readouterr().out
+    assert "4 of 4 cells are left" in out and "estimated: 0.0" in out
+    assert out.splitlines()[-1] == "runs/tiny/results.csv"
+    folder = Path("runs/tiny")
+    record = json.loads((folder / "record.json").read_text())
+    assert record[str(tiny_model)]["versions"]["jax"] == jax.__version__
+    rows = table(folder)
+
+    def severities(stress, arm):
+        return [
+            float(row["severity"] or "nan")
+            for row in rows
+            if (row["stress"], row["arm"], row["kind"], row["prompt"])
+            == (stress, arm, "chunk", "a cat")
+        ]
+
+    # The plant comes after the second chunk (1.3125 s): until then nothing differs, then it shows.
+    clean, planted = severities("clean", "plain"), severities("planted", "plain")
+    assert len(clean) == 5
+    np.testing.assert_array_equal(clean[:2], planted[:2])
+    assert planted[2] != pytest.approx(clean[2], rel=1e-3)
+    # The same noise until the first intervention, which comes with the fourth chunk.
+    np.testing.assert_array_equal(clean[:4], severities("clean", "top")[:4])
+    (video,) = [
+        row for row in rows
+        if (row["stress"], row["arm"], row["kind"], row["prompt"])
+        == ("planted", "top", "video", "a cat")
+    ]  # fmt: skip
+    assert video["detected"] == "1" and float(video["recall"]) <= 1 and video["recovery"] == ""
+    assert not any(row["lost"] for row in rows)
+
+    before = contents(folder)
+    assert cli.main(["lab", "run", "tiny.toml"]) == 0
+    assert "left" not in capsys.readouterr().out
+    assert contents(folder) == before
+    assert cli.main(["lab", "report", "runs/tiny"]) == 0
+    text = (folder / "report.md").read_text()
+    assert "objects lost" not in text and "histogram drift: end" in text
+
+
+def test_the_videos_are_the_pipelines_own(tiny_model, tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY.format(model=tiny_model))
+    cell = spec.read(path).cells[0]
+    pipe = pipeline.load(tiny_model)
+    made = make.make(cell, pipe)
+    texts = [prompt.text for prompt in cell.prompts]
+    video = pipe.generate(texts, seconds=3, seed=0, trim=cell.arm.trim)
+    np.testing.assert_array_equal(made.frames, video.frames)
+    assert made.starts == video.starts and made.planted is None
