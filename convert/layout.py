@@ -98,10 +98,12 @@ class Row:
 
         dtype: ours; the first source's if not given.
         """
-        names = self.names(shape)
-        array = np.empty(shape, get(names[0]).dtype if dtype is None else dtype)
-        for part, name in zip(array if self.stacked else [array], names, strict=True):
-            part[...] = self._forward(get(name))
+        array = None
+        for index, name in enumerate(self.names(shape)):
+            source = get(name)
+            if array is None:
+                array = np.empty(shape, source.dtype if dtype is None else dtype)
+            array[index if self.stacked else ...] = self._forward(source)
         return array
 
     def write(self, array: np.ndarray) -> dict[str, np.ndarray]:

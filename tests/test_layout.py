@@ -112,3 +112,18 @@ def test_published_vae_layouts(kind):
         pytest.skip("the published layouts aren't here")
     config = VAEConfig.wan()
     check(getattr(vae_names, kind)(config), json.loads(path.read_text()), params_of(config))
+
+
+def test_a_source_is_read_once():
+    arrays = {f"a.{i}": noise(2, 3) for i in range(3)} | {"b": noise(4)}
+    table = (Row("a.{i}", "a", "o i -> i o"), Row("b", "b", "c -> c"))
+    kept = dict(arrays)
+    params = to_params(table, Popping(arrays), {"a": noise(3, 3, 2), "b": noise(4)})
+    np.testing.assert_array_equal(params["a"][2], kept["a.2"].T)
+
+
+class Popping(dict):
+    """Arrays that are gone once they were read, as a true-size model's must be."""
+
+    def __getitem__(self, name):
+        return self.pop(name)
