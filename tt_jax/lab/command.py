@@ -52,14 +52,16 @@ def request_run(args: argparse.Namespace) -> Callable[[], None]:
     for cell in left:  # here, where a model that can't be loaded is bad input
         pipe_of(cell)
 
+    say = functools.partial(print, flush=True)
+
     def work() -> None:
         if left:
-            print(f"{len(left)} of {len(experiment.cells)} cells are left; trying out the speed.")
+            say(f"{len(left)} of {len(experiment.cells)} cells are left; trying out the speed.")
             hours = estimate.hours(left, pipe_of)
-            print(f"estimated: {hours:.2f} hours; the file allows {experiment.hours:g}.")
+            say(f"estimated: {hours:.2f} hours; the file allows {experiment.hours:g}.")
         done = run.run(
             experiment, text, folder, names, lambda cell: make.make(cell, pipe_of(cell)), origins,
-            functools.partial(print, flush=True),
+            say,
         )  # fmt: skip
         if done:
             print(folder / store.RESULTS)

@@ -169,15 +169,11 @@ def single(name: str) -> Callable[[Seen], float]:
     return lambda seen: seen.numbers[name]
 
 
-def _acted(seen: Seen) -> np.ndarray:
-    return seen.curves["triggered"] > 0
-
-
 def attempts_ratio(seen: Seen) -> float:
     """Severity of what was kept over that of the first attempt, mean over abnormal chunks."""
-    acted = _acted(seen)
+    acted = seen.curves["triggered"] > 0
     ratio = seen.curves["accepted_severity"][acted] / seen.curves["severity"][acted]
-    return float(_mean(ratio)) if len(ratio) else np.nan
+    return float(_mean(ratio))
 
 
 # Title of each curve, and digits.
@@ -201,13 +197,15 @@ ENDS = tuple(Measure(f"{title}: end", at_end(n), d) for n, (title, d) in CURVES.
 CHANGES = tuple(
     Measure(f"{title}: end - start", at_end_less_start(n), d) for n, (title, d) in CURVES.items()
 )
+TRIGGERS = Measure("abnormal chunks a video", total("triggered"), 2)
+ON_OBJECTS = Measure("dropped tokens on objects, share", over_all("on_object"))
 RECORDED = (
     Measure("severity, mean", over_all("severity")),
     Measure("threshold, mean", over_all("threshold")),
-    Measure("abnormal chunks a video", total("triggered"), 2),
+    TRIGGERS,
     Measure("severity kept over first", attempts_ratio),
     Measure("kept share of the context, mean", over_all("kept_fraction")),
-    Measure("dropped tokens on objects, share", over_all("on_object")),
+    ON_OBJECTS,
 )
 AFTER_PLANT = (
     Measure("plant detected, share", single("detected")),

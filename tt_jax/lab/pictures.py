@@ -23,11 +23,11 @@ DRIFT = Measure("histogram drift: end", at_end("histogram_drift"))
 MOTION = Measure("motion, % of the height a second", over_all("motion"))
 
 
-def colours(arms: list[str]) -> dict[str, str]:
-    """A colour for each arm; the first is grey."""
+def styles(arms: list[str]) -> dict[str, tuple[str, float]]:
+    """Colour and width of each arm's lines; the first is grey and wide, to show below others."""
     sequence = matplotlib.color_sequences["petroff10"]
-    others = {arm: sequence[i % len(sequence)] for i, arm in enumerate(arms[1:])}
-    return {arms[0]: plots.FAINT} | others
+    others = {arm: (sequence[i % len(sequence)], 1.5) for i, arm in enumerate(arms[1:])}
+    return {arms[0]: (plots.RUNS[0][0], 3.5)} | others
 
 
 def drift(comparison: Comparison) -> Figure:
@@ -38,13 +38,13 @@ def drift(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(11, 2.4 * rows + 0.9), dpi=130, layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).flat
     for axes, name in zip(grid, shown, strict=False):
-        for arm, colour in colours(arms).items():
+        for arm, (colour, width) in styles(arms).items():
             curve = comparison.curve(arm, name)
             if curve is None:
                 continue
             band = bootstrap(curve, DRAWS)
             middle = np.arange(curve.shape[1]) + 0.5
-            axes.plot(middle, band.mean, color=colour, lw=1.6, label=arm)
+            axes.plot(middle, band.mean, color=colour, lw=width, label=arm)
             axes.fill_between(middle, band.low, band.high, color=colour, alpha=0.13, lw=0)
         if comparison.stress.plant is not None:
             axes.axvline(comparison.stress.plant.second, color=plots.ABNORMAL, lw=1, ls=":")
@@ -66,17 +66,17 @@ def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) ->
     """Each arm's drift against its motion and its wall time, with 95 % intervals over prompts."""
     figure = Figure(figsize=(9, 4), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for arm, colour in colours(list(comparison.videos)).items():
+    for arm, (colour, width) in styles(list(comparison.videos)).items():
         drifts = bootstrap(comparison.values(arm, DRIFT))
         motion = bootstrap(comparison.values(arm, MOTION))
         time = Interval(*[np.asarray(times[arm])] * 3, motion.count)
         for axes, across in ((left, motion), (right, time)):
             axes.errorbar(
                 across.mean, drifts.mean, xerr=_arms(across), yerr=_arms(drifts), color=colour,
-                marker="o", ms=6, lw=1.2, capsize=0, label=arm,
+                marker="o", ms=4 + 2 * width, lw=width, label=arm,
             )  # fmt: skip
     left.set_ylabel(DRIFT.title, size=9, color=plots.INK)
-    left.set_xlabel(f"{MOTION.title} (more is better)", size=9, color=plots.INK)
+    left.set_xlabel(MOTION.title, size=9, color=plots.INK)
     right.set_xlabel(f"wall time over that of {baseline!r}", size=9, color=plots.INK)
     for axes in (left, right):
         _plain(axes)

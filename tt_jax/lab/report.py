@@ -11,7 +11,9 @@ from tt_jax.lab.compare import (
     AFTER_PLANT,
     CHANGES,
     ENDS,
+    ON_OBJECTS,
     RECORDED,
+    TRIGGERS,
     Comparison,
     Measure,
     comparisons,
@@ -22,6 +24,7 @@ from tt_jax.lab.spec import Experiment
 from tt_jax.lab.stats import Interval, bootstrap, paired
 
 BY_REGIME = ENDS[:2]  # objects lost, object colour
+ACTS = (TRIGGERS, ON_OBJECTS)
 
 HOW_TO_READ = """\
 Values are means over prompts, in brackets their 95 % bootstrap intervals (10,000 resamples of the
@@ -29,8 +32,7 @@ prompts; of several seeds a prompt's mean is taken first). A difference is taken
 from the same noise; **bold** where its interval leaves zero out. Intervals aren't corrected for
 their number: of twenty that should hold zero, one doesn't. "end" is the mean of the last five
 seconds, "start" of the first five (of halves, under ten seconds). What a video doesn't show, such
-as the colour of an object that is lost, is left out of both sides of a difference.
-"""
+as the colour of an object that is lost, is left out of both sides of a difference."""
 
 
 def write(
@@ -43,8 +45,9 @@ def write(
     seen = videos(rows)
     parts, pages = ["# Report", HOW_TO_READ], []
     for study in experiment.studies:
-        of = f"{len(study.prompts)} prompts of {study.seconds:g} s, {len(study.seeds)} seeds"
-        parts.append(f"## {study.name}\n\n{of}.")
+        seeds = ", ".join(map(str, study.seeds))
+        about = f"{len(study.prompts)} prompts, {study.seconds:g} s, seed {seeds}."
+        parts.append(f"## {study.name}\n\n{about}")
         for comparison in comparisons(study, seen):
             name = slug(study.name, comparison.host, comparison.stress.name)
             times = run_times(timings, comparison, experiment.against[0])
@@ -83,12 +86,14 @@ def section(comparison: Comparison, against: Sequence[str], times: Mapping[str, 
     ]
     rows.append([f"wall time over that of {against[0]}", *(f"{times[arm]:.2f}" for arm in arms)])
     parts.append(table(["", *arms], rows))
+    if comparison.regimes():
+        parts.append(by_regime(comparison, arms))
     for baseline in against:
         others = [arm for arm in arms if arm != baseline]
         if baseline in arms and others:
             parts += [f"Difference from **{baseline}**:", differences(comparison, baseline, others)]
             if comparison.regimes():
-                parts.append(by_regime(comparison, baseline, others))
+                parts.append(differences_by_regime(comparison, baseline, others))
     return "\n\n".join(parts)
 
 
@@ -103,7 +108,18 @@ def differences(comparison: Comparison, baseline: str, others: Sequence[str]) ->
     return table(["", *others], rows)
 
 
-def by_regime(comparison: Comparison, baseline: str, others: Sequence[str]) -> str:
+def by_regime(comparison: Comparison, arms: Sequence[str]) -> str:
+    """Values within each regime; what the arms do there too."""
+    rows = []
+    for regime, places in comparison.regimes().items():
+        for m in (*BY_REGIME, *ACTS):
+            found = [bootstrap(comparison.values(arm, m)[places]) for arm in arms]
+            title = f"{regime} ({len(places)}): {m.title}"
+            rows.append([title, *(cell(interval, m) for interval in found)])
+    return table(["by regime", *arms], rows)
+
+
+def differences_by_regime(comparison: Comparison, baseline: str, others: Sequence[str]) -> str:
     """Paired differences within each regime."""
     rows = []
     for regime, places in comparison.regimes().items():

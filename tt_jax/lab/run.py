@@ -49,6 +49,8 @@ def run(
     finished = {cell: store.read_cell(folder, names[cell]) for cell in experiment.cells}
     started = time.perf_counter()
     for number, cell in enumerate(experiment.cells, 1):
+        # Two arms of the same settings are the same cell under two names.
+        finished[cell] = finished[cell] or store.read_cell(folder, names[cell])
         if finished[cell] is not None:
             continue
         if time.perf_counter() - started > 3600 * experiment.hours:
