@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, UInt8
 
 from tt_jax.checkpoint import PARTS, ModelError, load_part, read_config
@@ -20,6 +21,7 @@ from tt_jax.models.text import TextEncoder
 from tt_jax.models.vae import VAE, Cache
 from tt_jax.rollout import Rollout, Strategy
 from tt_jax.rollout import stream as stream_latents
+from tt_jax.sharding import sharding
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.strategies.state import State as RolloutState
 from tt_jax.tokens import Tokenizer, clean
@@ -334,12 +336,18 @@ def default_dtype() -> DTypeLike:
 
 
 def load(
-    model: str | Path, dtype: DTypeLike | None = None, *, allow_bidirectional: bool = False
+    model: str | Path,
+    dtype: DTypeLike | None = None,
+    *,
+    allow_bidirectional: bool = False,
+    mesh: Mesh | None = None,
 ) -> Pipeline:
     """Loads a model: "shapes", which is embedded, or the folder of a converted checkpoint.
 
     dtype: of all weights; float32 on a CPU and bfloat16 on a GPU or TPU if not given.
     allow_bidirectional: load a model that wasn't trained to generate chunk by chunk too.
+    mesh: of devices that the weights are parted over (`sharding.make_mesh`); call what needs the
+        pipeline under `with jax.set_mesh(mesh)` then.
 
     Raises ModelError.
     """
@@ -355,7 +363,8 @@ def load(
     if not pieces.is_file():
         raise ModelError(f"{folder} has no tokenizer.model: convert the model again.")
     dtype = default_dtype() if dtype is None else dtype
-    parts = {name: load_part(folder, name, getattr(config, name), dtype) for name in PARTS}
+    places = None if mesh is None else sharding(mesh)
+    parts = {name: load_part(folder, name, getattr(config, name), dtype, places) for name in PARTS}
     tokenizer = Tokenizer(pieces, config.text.text_len)
     return Pipeline(**parts, tokenizer=tokenizer, config=config, kind=kind)
 

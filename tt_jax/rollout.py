@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from tt_jax.models.dit import DiT
+from tt_jax.sharding import constrain
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.strategies.state import Record, State
@@ -216,9 +217,9 @@ def _begin(
     devices too, hence `keep_unused`: the state lands where the parameters are."""
     dit = nnx.merge(graph, params)
     state = strategy.start(dit, text.shape[0], grid, key)
-    if initial is None:
-        return state
-    return strategy.condition(dit, dit.encode_text(text), state, initial)
+    if initial is not None:
+        state = strategy.condition(dit, dit.encode_text(text), state, initial)
+    return constrain(state)
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4, 5, 9))
@@ -244,4 +245,4 @@ def _rollout(
     }
     for name in ("drift", "pruned"):
         records[name] = records[name].reshape(batch, chunks, *side)
-    return Rollout(latents=latents, state=state, **records)
+    return Rollout(latents=latents, state=constrain(state), **records)

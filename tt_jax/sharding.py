@@ -39,16 +39,21 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 Attend = Callable[..., Float[Array, "b t n h"]]
 
 
-def make_mesh(heads: int, batch: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all `devices` (JAX's own if not given) for a transformer of `heads` heads.
+def mesh_shape(devices: int, heads: int, batch: int = 1) -> tuple[int, int, int]:
+    """How many devices go to each of `AXES` for a transformer of `heads` heads.
 
-    As many devices as divide the heads go to "tensor", which parts the weights and the context; of
-    those left, as many as divide the batch to "data"; the others to "sequence".
+    As many as divide the heads go to "tensor", which parts the weights and the context; of those
+    left, as many as divide the batch to "data"; the others to "sequence".
     """
+    tensor = math.gcd(devices, heads)
+    data = math.gcd(devices // tensor, batch)
+    return data, devices // (tensor * data), tensor
+
+
+def make_mesh(heads: int, batch: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all `devices` (JAX's own if not given), shared out by `mesh_shape`."""
     devices = jax.devices() if devices is None else list(devices)
-    tensor = math.gcd(len(devices), heads)
-    data = math.gcd(len(devices) // tensor, batch)
-    shape = (data, len(devices) // (tensor * data), tensor)
+    shape = mesh_shape(len(devices), heads, batch)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
