@@ -1,5 +1,6 @@
 """What all tests share: strict promotion, recorded arrays, and the table of parity figures."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -25,6 +26,22 @@ def golden() -> Path:
 def tiny_model(tmp_path_factory) -> Path:
     """Folder of a tiny random model."""
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def tpu_mesh():
+    """Makes a mesh of so many chips of a TPU, for whose compiler none has to be here."""
+    from tt_jax import tpu
+    from tt_jax.machines import MACHINES
+
+    def make(chips: int, heads: int) -> jax.sharding.Mesh:
+        machine = dataclasses.replace(MACHINES["v5e-4"], chips=chips)
+        try:
+            return tpu.mesh_of(machine, heads)
+        except ValueError as reason:
+            pytest.skip(str(reason))
+
+    return make
 
 
 @pytest.fixture

@@ -1,0 +1,85 @@
+"""The TPU's compiler without a TPU: programs compiled ahead of time for a named machine."""
+
+import os
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import DTypeLike
+
+from tt_jax.checkpoint import abstract
+from tt_jax.machines import Machine
+from tt_jax.models.dit import DiTConfig
+from tt_jax.rollout import Strategy, _begin, _rollout
+from tt_jax.sharding import abstractly, make_mesh
+from tt_jax.trim import TokenTrim
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of a rollout: bytes on each chip."""
+
+    arguments: int  # weights, text, and the state with its K/V buffer
+    outputs: int  # latents, records, and the next state
+    temporaries: int
+
+
+def devices(machine: Machine) -> list[jax.Device]:
+    """The machine's chips, for the compiler alone. Raises ValueError without the compiler."""
+    from jax.experimental import topologies
+
+    # Else the library looks for a TPU's host, over the network, and complains.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=machine.topology)
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"the TPU's compiler isn't here (pip install 'tt-jax[tpu]' brings it; it needs no "
+            f"TPU): {str(error).splitlines()[0]}"
+        ) from None
+    return list(found.devices)[: machine.chips]
+
+
+def compile_rollout(
+    config: DiTConfig,
+    strategy: Strategy,
+    mesh: Mesh,
+    *,
+    chunks: int,
+    grid: tuple[int, int],
+    dtype: DTypeLike = jnp.bfloat16,
+) -> Compiled:
+    """Compiles the rollout of one prompt, with TokenTrim, for the mesh's devices.
+
+    grid: height and width of the latents. Raises jax.errors.JaxRuntimeError when the compiler
+    refuses, for want of memory for one.
+    """
+    graph, params = nnx.split(abstract("dit", config, dtype))
+    text = jax.ShapeDtypeStruct((1, config.text_len, config.text_dim), dtype)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    begin = partial(_begin, graph)
+    state = jax.eval_shape(
+        lambda params, text, key: begin(params, text, key, grid, strategy, None), params, text, key
+    )
+    pure = abstractly(nnx.to_pure_dict(params), mesh)
+    nnx.replace_by_pure_dict(params, pure)
+    whole = NamedSharding(mesh, PartitionSpec())
+    text = jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=whole)
+    with jax.set_mesh(mesh):
+        lowered = _rollout.lower(
+            graph, params, text, chunks, grid, strategy, TokenTrim(), None,
+            abstractly(state, mesh), False,
+        )  # fmt: skip
+        memory = lowered.compile().memory_analysis()
+    return Compiled(
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+    )
+
+
+def mesh_of(machine: Machine, heads: int) -> Mesh:
+    """All chips of the machine as `make_mesh` arranges them. Raises ValueError like `devices`."""
+    return make_mesh(heads, devices=devices(machine))
