@@ -20,6 +20,7 @@ from rich.console import Console
 
 from tt_jax.evaluate.report import add_eval
 from tt_jax.files import discard_unfinished
+from tt_jax.fit import add_plan
 from tt_jax.generate import add_compare, add_generate
 from tt_jax.lab.command import add_lab
 from tt_jax.pipeline import NonFiniteError
@@ -137,4 +138,4 @@ def verify(args: argparse.Namespace) -> Work:
     return work
 
 
-COMMANDS = (add_generate, add_compare, add_fetch, add_verify, add_eval, add_lab)
+COMMANDS = (add_generate, add_compare, add_fetch, add_verify, add_eval, add_lab, add_plan)

@@ -1,0 +1,148 @@
+"""Operations counted from shapes, `tt-jax plan`, and a program for a TPU that isn't here."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import TINY
+
+from tt_jax import cli, fit, tpu
+from tt_jax.checkpoint import shapes
+from tt_jax.machines import MACHINES
+from tt_jax.models.dit import DiTConfig
+from tt_jax.models.presets import PRESETS
+from tt_jax.operations import cost
+from tt_jax.strategies.self_forcing import SelfForcing
+
+
+def array(*shape, dtype=np.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+# --- operations ---------------------------------------------------------------------------------
+
+
+def test_a_product_in_a_loop_counts_as_often_as_it_runs():
+    def loop(x, weights):
+        return jax.lax.scan(lambda x, w: (jax.jit(jnp.dot)(x, w), None), x, weights)[0]
+
+    got = cost(loop, array(2, 8), array(5, 8, 8))
+    assert got.operations == 5 * 2 * 2 * 8 * 8
+    assert got.bytes == 4 * (2 * 8 + 5 * 8 * 8 + 2 * 8)
+
+
+def test_the_dearest_branch_counts():
+    def either(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    assert cost(either, array(4, 4)).operations == 2 * 2 * 4**3
+
+
+def test_a_convolution():
+    def convolution(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+    got = cost(convolution, array(1, 6, 5, 3), array(3, 3, 3, 7))
+    assert got.operations == 2 * (6 * 5 * 7) * (3 * 3 * 3)
+
+
+def request(device="h200", model="wan2.1-1.3b", window=21):
+    config = PRESETS[model]
+    return fit.Request(config, MACHINES[device], SelfForcing(window=window), config.size, 480)
+
+
+def test_a_pass_of_the_1_3b_model_has_the_operations_that_arithmetic_says():
+    t, s, d, f, text, layers = 3 * 1560, 21 * 1560, 1536, 8960, 512, 30
+    linear = 2 * t * (6 * d * d + 2 * d * f) * layers
+    attention = 4 * t * (s + text) * d * layers
+    transformer, decoder = fit.costs(request())
+    assert transformer.operations == pytest.approx(linear + attention, rel=2e-3)
+    # Weights and context once, in bfloat16.
+    weights = sum(leaf.size for leaf in shapes("dit", DiTConfig.wan_1_3b()).values())
+    context = 2 * layers * 18 * 1560 * d
+    assert transformer.bytes == pytest.approx(2 * (weights + context), rel=0.02)
+    # The six convolutions at full resolution are between a quarter and all of the decoder.
+    full = 6 * 2 * 27 * 96 * 96 * (4 * 480 * 832)
+    assert full < decoder.operations < 4 * full
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def run(capsys, *arguments):
+    try:
+        code = cli.main(["plan", *arguments])
+    except SystemExit as end:
+        code = end.code
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch):
+    monkeypatch.setattr(cli, "keep_programs", lambda: None)
+
+
+def test_a_gpu_is_estimated(capsys):
+    code, out, _ = run(capsys, "--device", "h200")
+    assert code == 0 and "estimate" in out
+    rate = float(re.search(r"frames a second, at most +([\d.]+)", out)[1])
+    assert rate == pytest.approx(12 / (5 * 40.4 / 989), rel=0.01)
+
+
+def test_what_does_not_fit_names_what_would(capsys):
+    code, out, _ = run(capsys, "--model", "wan2.1-14b", "--device", "rtx4090")
+    assert code == 1 and "It doesn't fit" in out
+    others = re.search(r"--device ([\w\- ]+)", out)[1].split(" or ")
+    assert "h200" in others and "rtx4090" not in others
+    assert run(capsys, "--model", "wan2.1-14b", "--device", "h200")[0] == 0
+
+
+def test_a_remedy_helps_by_the_estimate():
+    asked = request("v5e-1")
+    scale = 1.5 * asked.machine.memory / fit.estimate(asked).most
+    window = next(one for one in fit.remedies(asked, scale) if "--window" in one).split()[1]
+    smaller = fit.estimate(request("v5e-1", window=int(window)))
+    assert scale * smaller.most <= asked.machine.memory
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--device", "abacus"],
+        ["--device", "h100", "--size", "831x480"],
+        ["--device", "h100", "--window", "3"],
+        ["--device", "h100", "--seconds", "0"],
+        ["--device", "h100", "--model", "nowhere"],
+    ],
+    ids=lambda arguments: " ".join(arguments[2:] or arguments),
+)
+def test_bad_input_is_one_sentence(capsys, arguments):
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and not out and err.count("\n") == 1
+
+
+# --- a TPU's compiler ---------------------------------------------------------------------------
+
+
+def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
+    from jax.experimental import topologies
+
+    def missing(*_, **__):
+        raise RuntimeError("no libtpu")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with pytest.raises(ValueError, match=r"pip install 'tt-jax\[tpu\]'"):
+        tpu.devices(MACHINES["v5e-1"])
+
+
+@pytest.mark.parametrize("chips", [1, 2])
+def test_a_small_rollout_compiles_for_a_tpu(tpu_mesh, chips):
+    mesh = tpu_mesh(chips, heads=TINY.dit.heads)
+    memory = tpu.compile_rollout(
+        TINY.dit, SelfForcing(window=9), mesh, chunks=4, grid=(8, 8), dtype=jnp.bfloat16
+    )
+    weights = sum(leaf.size for leaf in shapes("dit", TINY.dit).values()) * 2
+    assert memory.arguments > weights / chips and memory.temporaries > 0

@@ -1,0 +1,281 @@
+"""`tt-jax plan`: whether a model fits a machine that isn't here, and how fast it could be there."""
+
+import argparse
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh
+
+from tt_jax import pipeline, plan, tpu
+from tt_jax.attention import choice
+from tt_jax.checkpoint import abstract, read_config, shapes
+from tt_jax.generate import size as size_type
+from tt_jax.machines import MACHINES, Machine
+from tt_jax.models.dit import KV
+from tt_jax.models.presets import PRESETS, ModelConfig
+from tt_jax.operations import Cost, cost
+from tt_jax.schedule import time_sinusoid
+from tt_jax.sharding import AXES, mesh_shape, spec
+from tt_jax.strategies.self_forcing import SelfForcing
+
+DTYPE = jnp.bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes on each chip. The prompt is encoded before the rest is loaded."""
+
+    weights: int  # of the transformer
+    state: int  # with the K/V buffer
+    following: int  # the state after it, and what is recorded
+    vae: int  # weights, cache and activations of one step; each chip decodes for itself
+    temporaries: int
+    text: int  # weights of the text encoder
+
+    @property
+    def generating(self) -> int:
+        """All but the text encoder."""
+        return self.weights + self.state + self.following + self.vae + self.temporaries
+
+    @property
+    def most(self) -> int:
+        """What the chip must hold at once."""
+        return max(self.generating, self.text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt's video on a machine. size: height and width in pixels."""
+
+    config: ModelConfig
+    machine: Machine
+    strategy: SelfForcing
+    size: tuple[int, int]
+    frames: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        side = self.config.vae.spatial_stride
+        return self.size[0] // side, self.size[1] // side
+
+    @property
+    def chunks(self) -> int:
+        """Of the rollout."""
+        latents = 1 + -(-(self.frames - 1) // self.config.vae.temporal_stride)
+        return -(-latents // self.strategy.chunk)
+
+    @property
+    def mesh(self) -> tuple[int, int, int]:
+        """Chips along data, sequence and tensor."""
+        return mesh_shape(self.machine.chips, self.config.dit.heads)
+
+
+def add_plan(commands: Any) -> None:
+    """`tt-jax plan`: memory and roofline of a model on a machine that isn't here."""
+    parser = commands.add_parser("plan", help="whether a model fits a machine, and how fast")
+    names = ", ".join(PRESETS)
+    parser.add_argument("--model", default="wan2.1-1.3b", help=f"{names}, or a model's folder")
+    parser.add_argument("--device", choices=MACHINES, required=True)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the video")
+    parser.add_argument("--size", type=size_type, help="like 832x480; the model's own by default")
+    parser.add_argument("--window", type=int, help="latent frames that attention spans")
+    parser.set_defaults(check=request)
+
+
+def request(args: argparse.Namespace) -> Callable[[], int]:
+    """Checks the request; the work prints the table and, where it doesn't fit, what would help."""
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, so no accelerator is taken
+    known = PRESETS.get(args.model)
+    config = read_config(pipeline.find(args.model))[0] if known is None else known
+    size = args.size or config.size
+    pipeline.check_size(config, size)
+    strategy = SelfForcing(window=args.window or config.window)
+    frames = pipeline.frame_count(args.seconds)
+    asked = Request(config, MACHINES[args.device], strategy, size, frames)
+    if asked.machine.topology is not None:
+        tpu.devices(asked.machine)  # says what is missing
+
+    def work() -> int:
+        guess = estimate(asked)
+        started = time.perf_counter()
+        need = guess if asked.machine.topology is None else compiled(asked, guess)
+        spent = None if asked.machine.topology is None else time.perf_counter() - started
+        print(f"{args.model} on {args.device}, {args.seconds:g} s of {size[1]}x{size[0]}")
+        print(*table(asked, need, spent), sep="\n")
+        if need.most <= asked.machine.memory:
+            return 0
+        settings = " or ".join(remedies(asked, need.most / guess.most)) or "a smaller model"
+        print(f"It doesn't fit; it would, as far as shapes tell, with {settings}.")
+        return 1
+
+    return work
+
+
+def estimate(asked: Request) -> Need:
+    """From shapes alone."""
+    config, (_, sequence, tensor) = asked.config, asked.mesh
+    mesh = AbstractMesh(asked.mesh, AXES)
+
+    def weights(part: str) -> int:
+        total = 0
+        for path, leaf in shapes(part, getattr(config, part)).items():
+            parted = math.prod(mesh.shape[axis] for axis in spec(path, leaf.shape, mesh) if axis)
+            total += leaf.size * np.dtype(DTYPE).itemsize // parted
+        return total
+
+    memory = plan.estimate(
+        config, DTYPE, asked.strategy, size=asked.size, frames=asked.frames, batch=1
+    )
+    state = memory.context // 2 // tensor
+    return Need(
+        weights=weights("dit"),
+        state=state,
+        following=state,
+        vae=weights("vae") + memory.vae,
+        temporaries=memory.transformer // (sequence * tensor),
+        text=weights("text"),
+    )
+
+
+def compiled(asked: Request, guess: Need) -> Need:
+    """As the TPU's compiler says; weights, VAE and text encoder from shapes as in `guess`."""
+    mesh = tpu.mesh_of(asked.machine, asked.config.dit.heads)
+    try:
+        memory = tpu.compile_rollout(
+            asked.config.dit, asked.strategy, mesh, chunks=asked.chunks, grid=asked.grid,
+            dtype=DTYPE,
+        )  # fmt: skip
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # "... required for HLO temporaries (16.55G) exceeds available HBM (15.75G)."
+        wanted = re.search(r"\(([\d.]+)G\) exceeds", str(error))
+        least = float(wanted[1]) * 2**30 if wanted else asked.machine.memory
+        return dataclasses.replace(guess, temporaries=int(least))
+    return dataclasses.replace(
+        guess,
+        state=memory.arguments - guess.weights,
+        following=memory.outputs,
+        temporaries=memory.temporaries,
+    )
+
+
+def remedies(asked: Request, scale: float) -> Iterator[str]:
+    """Settings that would make it fit: the largest such window and size, and other machines.
+
+    scale: what the compiler asked for, over the estimate from shapes.
+    """
+
+    def fits(**changes: Any) -> bool:
+        changed = dataclasses.replace(asked, **changes)
+        return scale * estimate(changed).most <= changed.machine.memory
+
+    chunk = asked.strategy.chunk
+    for window in range(asked.strategy.window - chunk, 2 * chunk - 1, -chunk):
+        if fits(strategy=dataclasses.replace(asked.strategy, window=window)):
+            yield f"--window {window}"
+            break
+    unit = asked.config.vae.spatial_stride * asked.config.dit.patch
+    for share in (0.75, 0.5):
+        height, width = (max(unit, int(side * share) // unit * unit) for side in asked.size)
+        if fits(size=(height, width)):
+            yield f"--size {width}x{height}"
+            break
+    others = [name for name, machine in MACHINES.items() if fits(machine=machine)]
+    if others:
+        yield f"--device {' or '.join(others)}"
+
+
+def costs(asked: Request) -> tuple[Cost, Cost]:
+    """Of one pass of the transformer over a chunk, and of one step of the VAE's decoder."""
+    config, (height, width) = asked.config, asked.grid
+    dit, size, slots = config.dit, asked.strategy.chunk, asked.strategy.slots
+    tokens = (height // dit.patch) * (width // dit.patch)
+
+    def kv(length: int) -> KV:
+        whole = jax.ShapeDtypeStruct((dit.layers, 1, length, dit.heads, dit.head_dim), DTYPE)
+        return KV(whole, whole)
+
+    graph, params = nnx.split(abstract("dit", dit, DTYPE))
+    times = time_sinusoid(np.zeros((1, size)))
+    latents = jax.ShapeDtypeStruct((1, size, height, width, dit.channels), jnp.float32)
+
+    def one(params, latents, text, context):
+        return nnx.merge(graph, params)(latents, times, text, jnp.arange(size), context)[0]
+
+    # Kernels can't be counted: XLA's attention, which has the same operations, stands for them.
+    with jax.default_device(jax.devices("cpu")[0]):
+        transformer = cost(one, params, latents, kv(dit.text_len), kv(slots * tokens))
+
+    decoder, weights = nnx.split(abstract("vae", config.vae, DTYPE))
+    latent = jax.ShapeDtypeStruct((1, 1, height, width, config.vae.latent_channels), jnp.float32)
+
+    def step(weights, cache, latent):
+        return nnx.merge(decoder, weights).decode_stream(cache, latent)
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        cache = jax.eval_shape(step, weights, None, latent)[1]
+        return transformer, cost(step, weights, cache, latent)
+
+
+def table(asked: Request, need: Need, spent: float | None) -> Iterator[str]:
+    """The lines of the answer. spent: seconds in the compiler, if it was asked."""
+    machine, strategy = asked.machine, asked.strategy
+    data, sequence, tensor = asked.mesh
+    source = "estimated from shapes and published figures"
+    if spent is not None:
+        source = f"compiled by the TPU's compiler in {spent:.0f} s, VAE and text encoder by shapes"
+    yield f"{machine.chips} x {machine.chip}, window {strategy.window}, bfloat16: {source}"
+    if machine.chips > 1:
+        yield f"mesh: {data} over prompts, {sequence} over tokens, {tensor} over heads"
+    yield "GB on each chip"
+    rows = (
+        ("transformer's weights", need.weights),
+        ("state with its K/V buffer", need.state),
+        ("the next state and records", need.following),
+        ("VAE, one step", need.vae),
+        ("temporaries", need.temporaries),
+        ("together", need.generating),
+        ("text encoder, before these", need.text),
+        ("the chip has", machine.memory),
+    )
+    yield from (f"  {name:<27}{value / 1e9:8.2f}" for name, value in rows)
+
+    transformer, decoder = costs(asked)
+    passes = len(strategy.steps) + 1
+    frames = strategy.chunk * asked.config.vae.temporal_stride
+    one = max(
+        transformer.operations / (machine.peak * machine.chips),
+        transformer.bytes / (machine.bandwidth * tensor),
+    )
+    step = max(decoder.operations / machine.peak, decoder.bytes / machine.bandwidth)
+    chunk, whole = passes * one, passes * one + strategy.chunk * step
+    yield f"A chunk is {passes} passes and {frames} frames; counted from shapes"
+    work = f"{transformer.operations / 1e12:8.2f} TFLOP, at least {transformer.bytes / 1e9:.2f} GB"
+    yield f"  {'a pass':<27}{work}"
+    yield f"  {'decoding a latent frame':<27}{decoder.operations / 1e12:8.2f} TFLOP"
+    yield f"  {'frames a second, at most':<27}{frames / chunk:8.2f} (with VAE {frames / whole:.2f})"
+    yield f"  {'the video, at least':<27}{asked.chunks * whole:8.2f} s"
+    if spent is not None:
+        yield f"Attention: {' - '.join(kernel(asked))}."
+
+
+def kernel(asked: Request) -> tuple[str, str]:
+    """The implementation of attention on a TPU, and why."""
+    dit, (height, width) = asked.config.dit, asked.grid
+    tokens = (height // dit.patch) * (width // dit.patch)
+    q, k = (
+        jax.ShapeDtypeStruct((1, frames * tokens, dit.heads, dit.head_dim), DTYPE)
+        for frames in (asked.strategy.chunk, asked.strategy.window)
+    )
+    with jax.set_mesh(tpu.mesh_of(asked.machine, dit.heads)):
+        return choice(q, k)
