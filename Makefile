@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a small red circle moving to the right slowly on a white background
 
-.PHONY: demo test newest lint clean
+.PHONY: demo test newest lint notebooks docs wheel clean
 
 # A 30-second comparison on the embedded model: demo/compare.mp4, .png and .json.
 demo: .venv/.installed
@@ -23,8 +23,20 @@ newest:
 lint: .venv/.tested
 	$(BIN)/ruff check
 
+# On the embedded model, whatever the machine has.
+notebooks: .venv/.notebooks
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+# The API page, .site/index.html.
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict --quiet -f .docs/mkdocs.yml
+
+# dist/*.whl, tried alone in an empty environment.
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel
+
 clean:
-	rm -rf .venv .venv-newest demo
+	rm -rf .venv .venv-newest demo dist .site
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -36,3 +48,7 @@ $(BIN)/python:
 .venv/.tested: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test,parity]"
 	touch $@ .venv/.installed
+
+.venv/.notebooks .venv/.docs: .venv/.%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
