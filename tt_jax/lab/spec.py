@@ -342,16 +342,10 @@ EXPERIMENT: dict[str, Reader] = {
     "stress": _table,
     "studies": _tables,
 }
+# TokenTrim's own settings, each read like its default.
 ARM: dict[str, Reader] = {
-    "p": _number,
-    "lam": _number,
-    "warmup": _count,
-    "retries": _count,
-    "when": _text,
-    "select": _text,
-    "accept": _text,
-    "resample_noise": _flag,
-    "prune_sink": _flag,
+    field.name: {float: _number, int: _count, bool: _flag, str: _text}[type(field.default)]
+    for field in dataclasses.fields(TokenTrim)
 }
 STRESS: dict[str, Reader] = {
     "model": _text,
