@@ -53,7 +53,7 @@ class Recipe:
     kl: float = 5e-4
     clips: int = 3000
     clip_frames: int = 57
-    decoder_steps: int = 750
+    decoder_steps: int = 1250
     decoder_crop: int = 32
     steps: int = 5000
     batch: int = 4
