@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tt_jax import cli, pipeline
-from tt_jax.lab import command, make, report, run, spec, store
+from tt_jax.lab import command, compare, make, report, run, spec, stats, store
 from tt_jax.lab.make import Made
 from tt_jax.shapes.world import evaluation_prompts, render
 
@@ -250,8 +250,8 @@ def test_report(finished, tmp_path, capsys):
     lines = text.splitlines()
     # The last two of four seconds are the end, of which the last lost its object.
     assert "| objects lost, share: end | 0.000 [0.000, 0.000] | 0.500 [0.500, 0.500] |" in lines
-    assert "| objects lost, share: end | **+0.500 [+0.500, +0.500]** |" in lines
-    assert "| large_slow (1): objects lost, share: end | **+0.500 [+0.500, +0.500]** |" in lines
+    assert "| objects lost, share: end | +0.500 [+0.500, +0.500] |" in lines
+    assert "| large_slow (1): objects lost, share: end | +0.500 |" in lines
     # The first sample of each batch: 1, 0, 1, 0.
     assert "| abnormal chunks a video | 0.00 [0.00, 0.00] | 0.50 [" in text
     assert "| severity kept over first |  | 0.500 [0.500, 0.500] |" in lines
@@ -260,6 +260,15 @@ def test_report(finished, tmp_path, capsys):
     assert "precision" not in clean
     assert "| precision of the tokens dropped |  | 0.500 [0.500, 0.500] |" in planted
     assert "nan" not in text
+
+
+def test_a_difference_is_bold_where_its_interval_leaves_zero_out():
+    measure = compare.Measure("it", compare.single("recovery"), 1)
+    off, none = stats.bootstrap(np.full(8, -2.0)), stats.bootstrap(np.array([-1.0, 1.0] * 4))
+    assert report.cell(off, measure, sign=True) == "**-2.0 [-2.0, -2.0]**"
+    assert report.cell(off, measure) == "-2.0 [-2.0, -2.0]"
+    assert not report.cell(none, measure, sign=True).startswith("**")
+    assert report.cell(stats.bootstrap(np.full(8, np.nan)), measure) == ""
 
 
 def test_report_of_an_unfinished_run(experiment, tmp_path):

@@ -32,10 +32,15 @@ def test_three_values_by_hand():
     assert (found.low, found.high) == (0.0, 3.0)
 
 
+def test_few_values_are_never_sure():
+    assert not stats.bootstrap(np.full(5, 2.0)).sure
+    assert stats.bootstrap(np.full(6, 2.0)).sure and stats.bootstrap(np.full(6, -2.0)).sure
+
+
 def test_what_is_missing_is_left_out():
     ours, theirs = np.array([1.0, np.nan, 3.0]), np.array([0.0, 0.0, np.nan])
     found = stats.paired(ours, theirs)
-    assert (found.mean, found.low, found.high, found.count) == (1.0, 1.0, 1.0, 1)
+    assert (found.mean, found.count) == (1.0, 1) and np.isnan(found.low) and not found.sure
     nothing = stats.bootstrap(np.full(3, np.nan))
     assert np.isnan(nothing.mean) and np.isnan(nothing.low) and nothing.count == 0
     assert not nothing.sure
@@ -46,8 +51,8 @@ def test_curves_have_one_interval_a_second_and_repeat():
     curve[1, 4] = np.nan
     found = stats.bootstrap(curve)
     np.testing.assert_allclose(found.mean, [1, 2, 3, 4, 4])
-    np.testing.assert_allclose(found.low, [0, 1, 2, 3, 4])
-    np.testing.assert_allclose(found.high, [2, 3, 4, 5, 4])
+    np.testing.assert_allclose(found.low, [0, 1, 2, 3, np.nan])
+    np.testing.assert_allclose(found.high, [2, 3, 4, 5, np.nan])
     again = stats.bootstrap(curve)
     np.testing.assert_array_equal(found.low, again.low)
 

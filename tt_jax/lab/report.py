@@ -29,8 +29,9 @@ ACTS = (TRIGGERS, ON_OBJECTS)
 HOW_TO_READ = """\
 Values are means over prompts, in brackets their 95 % bootstrap intervals (10,000 resamples of the
 prompts; of several seeds a prompt's mean is taken first). A difference is taken prompt by prompt,
-from the same noise; **bold** where its interval leaves zero out. Intervals aren't corrected for
-their number: of twenty that should hold zero, one doesn't. "end" is the mean of the last five
+from the same noise; **bold** where its interval leaves zero out and it stands on six prompts or
+more, since of few prompts intervals are too narrow. They aren't corrected for their number: of
+twenty that should hold zero, one doesn't. "end" is the mean of the last five
 seconds, "start" of the first five (of halves, under ten seconds). What a video doesn't show, such
 as the colour of an object that is lost, is left out of both sides of a difference."""
 
@@ -136,6 +137,8 @@ def cell(interval: Interval, measure: Measure, *, sign: bool = False) -> str:
     if not interval.count:
         return ""
     form = f"{'+' if sign else ''}.{measure.digits}f"
+    if interval.count == 1:
+        return f"{interval.mean:{form}}"
     text = f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
     return f"**{text}**" if sign and interval.sure else text
 

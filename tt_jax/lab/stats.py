@@ -8,11 +8,12 @@ from jaxtyping import Float
 
 DRAWS = 10_000
 LEVEL = 95.0  # per cent
+FEWEST = 6  # values; of five, all of one sign come by chance in more than one case of twenty
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interval:
-    """A mean, its 95 % bootstrap interval, and how many values it stands on."""
+    """A mean, its 95 % bootstrap interval (NaN of a single value), and its number of values."""
 
     mean: Float[np.ndarray, "*t"]
     low: Float[np.ndarray, "*t"]
@@ -21,15 +22,16 @@ class Interval:
 
     @property
     def sure(self) -> bool:
-        """Whether a single value's interval leaves zero out."""
-        return bool(self.low > 0 or self.high < 0)
+        """Whether the interval of a number, not a curve, leaves zero out; not of too few values."""
+        return bool(self.count >= FEWEST and (self.low > 0 or self.high < 0))
 
 
 def bootstrap(values: Float[np.ndarray, "n *t"], draws: int = DRAWS) -> Interval:
     """Mean over the first axis, with the percentile interval of resampled rows.
 
     The rows that are drawn are always the same for the same n, so that what is computed twice is
-    the same twice. A NaN leaves its row out of its column; a column without values is NaN.
+    the same twice. A NaN leaves its row out of its column; a column without values is NaN. Of few
+    rows the interval is too narrow.
     """
     values = np.asarray(values, float)
     known = ~np.isnan(values)
@@ -44,7 +46,7 @@ def bootstrap(values: Float[np.ndarray, "n *t"], draws: int = DRAWS) -> Interval
     mean = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
     edge = (100 - LEVEL) / 2
     ends = np.full((2, means.shape[1]), np.nan)
-    some = ~np.isnan(means).all(axis=0)
+    some = np.atleast_1d(count >= 2).reshape(-1)
     if some.any():
         ends[:, some] = np.nanpercentile(means[:, some], [edge, 100 - edge], axis=0)
     low, high = ends.reshape(2, *shape)
