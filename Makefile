@@ -13,12 +13,12 @@ demo: .venv/.installed
 test: .venv/.tested
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not huge"
 
-# The tests that need no torch (the others skip), on the newest JAX that PYTHON can have.
+# The quick tests that need no torch (the others skip), on the newest JAX that PYTHON can have.
 newest:
 	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[test]"
 	.venv-newest/bin/python -c "import jax; print('JAX', jax.__version__)"
-	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not huge"
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not huge and not slow"
 
 lint: .venv/.tested
 	$(BIN)/ruff check

@@ -74,7 +74,7 @@ def test_legend_says_what_is_there():
     assert labels({"TokenTrim": make()})[-1].startswith("abnormal: made again")
     assert labels({"plain": make()}, acted=False)[-1] == "abnormal"
     assert labels({"plain": make(()), "TokenTrim": make()})[:2] == [
-        "severity, plain", "severity, TokenTrim",
+        "plain", "TokenTrim",
     ]  # fmt: skip
 
 

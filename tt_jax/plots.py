@@ -59,7 +59,12 @@ def picture(
         figure.text(x / WIDTH, 1 - y / height, text, parse_math=False, **style)
 
     def write_side(y: float, text: str, **style: Any) -> None:
-        write(LEFT - 0.12, y, text, rotation=90, size=9, ha="right", va="center", **style)
+        # A long one, as a preset's name is, in lines no longer than a frame is tall.
+        size, lines = (9, [text]) if len(text) <= 15 else (7, textwrap.wrap(text, 16))
+        write(
+            LEFT - 0.12, y, "\n".join(lines), rotation=90, size=size, ha="right", va="center",
+            ma="center", **style,
+        )  # fmt: skip
 
     write(LEFT, 0.18, textwrap.shorten(title, 105, placeholder=" …"), size=12, weight="bold")
     write(LEFT, 0.47, note, size=8.5, color="#666666")
@@ -131,8 +136,7 @@ def severity(
         style = {"color": colour, "lw": width, "marker": "o", "ms": 2 * width}
         axes.plot(middle, kept, zorder=3, **style)
         values.append(kept[np.isfinite(kept)])
-        name = "severity" if len(runs) == 1 else f"severity, {label}"
-        handles.append(Line2D([], [], label=name, **style))
+        handles.append(Line2D([], [], label="severity" if len(runs) == 1 else label, **style))
 
     tested = np.isfinite(threshold)
     axes.stairs(
