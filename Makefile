@@ -1,13 +1,15 @@
 # Each target works from a bare clone, with Python 3.11 or later: it makes .venv and installs there.
 PYTHON ?= python3
 BIN := .venv/bin
-PROMPT ?= a small red circle moving to the right slowly on a white background
+PROMPT ?= a large red circle moving right slowly on a white background
 
 .PHONY: demo test newest lint notebooks docs wheel clean
 
-# A 30-second comparison on the embedded model: demo/compare.mp4, .png and .json.
+# 30 seconds of Rolling Forcing on the embedded model, with and without TokenTrim:
+# demo/compare.mp4, .png and .json.
 demo: .venv/.installed
-	$(BIN)/tt-jax compare "$(PROMPT)" --seconds 30 --out demo
+	$(BIN)/tt-jax compare "$(PROMPT)" --seconds 30 --out demo \
+		--presets rolling-forcing rolling-forcing+tokentrim-no-flowmo
 
 # All tests but those of true-size models; a file stays in one process, which compiles once.
 test: .venv/.tested
