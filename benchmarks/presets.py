@@ -6,23 +6,16 @@ repetition; median, lowest and highest are given.
 """
 
 import argparse
-import statistics
 import time
 
 import jax
 
 import tt_jax
+from benchmarks._timing import ratios, spread
 from tt_jax.presets import NAMES, preset
 
 PROMPT = "a small red circle moving right slowly on a white background"
 PAPER = {"rolling-forcing+tokentrim": "1.08", "rolling-forcing+flowmo": "2.18"}
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Median, lowest and highest of some numbers."""
-    numbers = statistics.median(values), min(values), max(values)
-    middle, low, high = (f"{number:.{digits}f}" for number in numbers)
-    return f"{middle} ({low} to {high})"
 
 
 def main(argv: list[str]) -> None:
@@ -62,8 +55,8 @@ def main(argv: list[str]) -> None:
     print("|---|---|---|---|---|")
     for name in NAMES:
         host = seconds[name.split("+")[0]]
-        ratios = [own / plain for own, plain in zip(seconds[name], host, strict=True)]
+        relative = ratios(seconds[name], host)
         print(
-            f"| {name} | {spread(seconds[name], 2)} | {spread(ratios, 2)} | "
+            f"| {name} | {spread(seconds[name], 2)} | {spread(relative, 2)} | "
             f"{PAPER.get(name, '')} | {triggers[name] / options.repeats:.1f} |"
         )

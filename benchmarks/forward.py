@@ -1,0 +1,154 @@
+"""One pass of Wan-1.3B's transformer in float32 on this CPU, against torch with as many threads.
+
+    python -m benchmarks forward              30 layers against diffusers; needs 14 GB
+    python -m benchmarks forward --context    2 layers and 18 frames of context, against torch
+
+Three frames of 32x32 latents (768 tokens), true widths, random weights. Needs the extra `parity`.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers import WanTransformer3DModel
+from flax import nnx
+from torch.nn import functional
+
+from benchmarks._timing import interleaved, ratios, spread
+from tt_jax.checkpoint import abstract
+from tt_jax.models.dit import KV, DiTConfig
+from tt_jax.schedule import time_sinusoid
+
+FRAMES, SIDE, PAST = 3, 32, 18
+BLOCK = np.random.default_rng(0).standard_normal(1 << 22, np.float32) * np.float32(0.02)
+
+
+def ours(config: DiTConfig, slots: int) -> dict[str, Callable[[], jax.Array]]:
+    """Our pass, the text's keys and values made in it and, as in a rollout, made before."""
+    graph, params = nnx.split(abstract("dit", config, np.float32))
+    params = jax.tree.map(lambda leaf: jnp.asarray(np.resize(BLOCK, leaf.shape)), params)
+    tokens = (SIDE // config.patch) ** 2
+    latents = jnp.ones((1, FRAMES, SIDE, SIDE, config.channels))
+    rows = jnp.ones((1, config.text_len, config.text_dim))
+    times = jnp.asarray(time_sinusoid(np.full((1, FRAMES), 0.5)))
+    shape = (config.layers, 1, slots * tokens, config.heads, config.head_dim)
+    context = KV(jnp.ones(shape), jnp.ones(shape)) if slots else None
+    mask = jnp.ones((1, 1, (slots + FRAMES) * tokens), bool) if slots else None
+    frames = slots + jnp.arange(FRAMES)
+
+    @jax.jit
+    def encode(params: nnx.State) -> KV:
+        return nnx.merge(graph, params).encode_text(rows)
+
+    @jax.jit
+    def forward(params: nnx.State, text: KV | None, context: KV | None) -> jax.Array:
+        dit = nnx.merge(graph, params)
+        text = dit.encode_text(rows) if text is None else text
+        return dit(latents, times, text, frames, context, mask)[0]
+
+    text = encode(params)
+    return {
+        "tt_jax": lambda: forward(params, None, context),
+        "tt_jax, text encoded before": lambda: forward(params, text, context),
+    }
+
+
+def diffusers_pass(config: DiTConfig) -> Callable[[], None]:
+    """The pass of diffusers' model, which makes the text's keys and values in every pass."""
+    model = WanTransformer3DModel(
+        num_attention_heads=config.heads, attention_head_dim=config.head_dim,
+        in_channels=config.channels, out_channels=config.channels, text_dim=config.text_dim,
+        freq_dim=config.freq_dim, ffn_dim=config.ffn_dim, num_layers=config.layers,
+    ).eval()  # fmt: skip
+    latents = torch.ones(1, config.channels, FRAMES, SIDE, SIDE)
+    rows, time = torch.ones(1, config.text_len, config.text_dim), torch.tensor([500])
+
+    @torch.inference_mode()
+    def forward() -> None:
+        model(latents, time, rows, return_dict=False)
+
+    return forward
+
+
+def sdpa_pass(config: DiTConfig, slots: int) -> Callable[[], None]:
+    """The layers of a pass over a context, in torch: the same products and the same attention,
+    with keys and values of the text at hand; the few products outside the layers left out."""
+    d, own = config.dim, FRAMES * (SIDE // config.patch) ** 2
+    past = slots * (SIDE // config.patch) ** 2
+    shapes = dict.fromkeys(("q", "k", "v", "o", "cross_q", "cross_o"), (d, d)) | {
+        "up": (config.ffn_dim, d),
+        "down": (d, config.ffn_dim),
+    }
+    layers = [
+        {name: torch.from_numpy(np.resize(BLOCK, shape)) for name, shape in shapes.items()}
+        for _ in range(config.layers)
+    ]
+    heads = (1, -1, config.heads, config.head_dim)
+    context, text = torch.ones(1, past, d), torch.ones(1, config.text_len, d)
+    mask = torch.ones(1, 1, 1, past + own, dtype=torch.bool)
+    shift, scale, gate = (torch.full((1, own, d), value) for value in (0.1, 0.2, 0.3))
+    turn = torch.polar(torch.ones(own, 1, config.head_dim // 2), torch.ones(1))
+    one, zero = torch.ones(d), torch.zeros(d)
+
+    def attend(q, k, v, mask=None):
+        parts = (x.reshape(heads).transpose(1, 2) for x in (q, k, v))
+        y = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
+        return y.transpose(1, 2).reshape(1, -1, d)
+
+    def rotated(x):
+        pairs = torch.view_as_complex(x.reshape(1, own, config.heads, -1, 2))
+        return torch.view_as_real(pairs * turn).reshape(x.shape)
+
+    def modulated(x):
+        return functional.layer_norm(x, (d,)) * (1 + scale) + shift
+
+    def normed(x):
+        return functional.rms_norm(x, (d,), one)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        x = torch.ones(1, own, d)
+        for w in layers:
+            y = modulated(x)
+            q, k = (rotated(normed(functional.linear(y, w[name]))) for name in "qk")
+            k = torch.cat([context, k], 1)
+            v = torch.cat([context, functional.linear(y, w["v"])], 1)
+            x = x + functional.linear(attend(q, k, v, mask), w["o"]) * gate
+            y = normed(functional.linear(functional.layer_norm(x, (d,), one, zero), w["cross_q"]))
+            x = x + functional.linear(attend(y, text, text), w["cross_o"])
+            y = functional.gelu(functional.linear(modulated(x), w["up"]), approximate="tanh")
+            x = x + functional.linear(y, w["down"]) * gate
+
+    return forward
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table; ratios are to torch, within each repetition."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks forward", description=__doc__)
+    parser.add_argument("--context", action="store_true", help="two layers over 18 frames")
+    parser.add_argument("--layers", type=int, help="30, with --context 2")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args(argv)
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads)
+    slots = PAST if options.context else 0
+    config = DiTConfig(layers=options.layers or (2 if options.context else 30))
+    if options.context:
+        arms = {"torch, SDPA": sdpa_pass(config, slots)} | ours(config, slots)
+        del arms["tt_jax"]  # the text's keys and values are at hand on both sides
+    else:
+        arms = {"diffusers": diffusers_pass(config)} | ours(config, slots)
+    base = next(iter(arms))
+    seconds = interleaved(arms, options.repeats)
+
+    print(f"{config.layers} layers, {slots} frames of context, {threads} threads, torch ", end="")
+    print(f"{torch.__version__}, {options.repeats} repetitions: median (lowest to highest)")
+    print(f"| | seconds | relative to {base} |")
+    print("|---|---|---|")
+    for name, values in seconds.items():
+        print(f"| {name} | {spread(values, 2)} | {spread(ratios(values, seconds[base]), 2)} |")
