@@ -57,9 +57,7 @@ def make_mesh(heads: int, batch: int = 1, devices: Sequence[jax.Device] | None =
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def fit(
-    spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh
-) -> PartitionSpec:
+def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """`spec` without the axes that the mesh lacks, or that don't divide their dimension."""
     return PartitionSpec(
         *(
