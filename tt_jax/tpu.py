@@ -32,6 +32,8 @@ def devices(machine: Machine) -> list[jax.Device]:
 
     # Else the library looks for a TPU's host, over the network, and complains.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # No chip is taken, so several processes may compile at once.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=machine.topology)
     except (RuntimeError, ImportError) as error:
