@@ -217,6 +217,16 @@ def test_arms_of_the_same_settings_are_made_once(tmp_path):
     assert {row["arm"] for row in table(tmp_path / "out")} == {"plain", "twin", "top"}
 
 
+def test_the_digest_of_a_model_is_that_of_its_parts(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "log.csv").write_text("anything")
+    assert store.model_digest(folder) == store.model_digest(tiny_model)
+    config = folder / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert store.model_digest(folder) != store.model_digest(tiny_model)
+
+
 def test_the_file_bounds_the_hours(experiment, tmp_path, monkeypatch):
     bounded = spec.Experiment(
         experiment.batch, 1.0, experiment.against, experiment.studies

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tt_jax.checkpoint import PARTS
 from tt_jax.files import whole
 from tt_jax.lab.observe import COLUMNS, Row
 from tt_jax.lab.spec import Cell
@@ -46,9 +47,10 @@ def identity(cell: Cell, origin: Mapping[str, Any]) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """A digest of all files of a model's folder."""
+    """A digest of the files that a model consists of; what else lies beside them doesn't count."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    files = [path for part in PARTS for path in (folder / part).rglob("*") if path.is_file()]
+    for path in sorted([*files, folder / "config.json", folder / "tokenizer.model"]):
         digest.update(str(path.relative_to(folder)).encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
