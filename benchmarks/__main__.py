@@ -27,9 +27,9 @@ def main() -> None:
     names = sorted(name for name in names if not name.startswith("_"))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=names)
-    name, rest = parser.parse_known_args()
-    module = importlib.import_module(f"benchmarks.{name.name}")
-    module.main(rest)
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="the benchmark's own")
+    given = parser.parse_args()
+    importlib.import_module(f"benchmarks.{given.name}").main(given.options)
     print(machine())
 
 

@@ -71,6 +71,7 @@ def program_of(command: str) -> str:
     """The program, with its subcommands as far as they are words of ours."""
     words = shlex.split(command)
     count = 3 if words[0].startswith("python") or words[1:2] == ["lab"] else 2
+    count += words[2:3] == ["benchmarks"]
     return " ".join(words[:count])
 
 
