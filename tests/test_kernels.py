@@ -57,9 +57,7 @@ def case(request):
     """An implementation, compiled once for all masks, its inputs and tolerance."""
     function, width, dtype, tolerance = IMPLEMENTATIONS[request.param]
     rng = np.random.default_rng(0)
-    q, k, v = (
-        jnp.asarray(rng.normal(size=(B, n, N, width)), dtype) for n in (T, S + T, S + T)
-    )
+    q, k, v = (jnp.asarray(rng.normal(size=(B, n, N, width)), dtype) for n in (T, S + T, S + T))
     # Two blocks of keys each, in splash attention.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "BLOCK", 128)

@@ -228,9 +228,7 @@ def test_the_digest_of_a_model_is_that_of_its_parts(tiny_model, tmp_path):
 
 
 def test_the_file_bounds_the_hours(experiment, tmp_path, monkeypatch):
-    bounded = spec.Experiment(
-        experiment.batch, 1.0, experiment.against, experiment.studies
-    )
+    bounded = spec.Experiment(experiment.batch, 1.0, experiment.against, experiment.studies)
     clock = iter(range(0, 10**6, 1500))  # seconds: the third look is the first past an hour
     monkeypatch.setattr(run.time, "perf_counter", lambda: next(clock))
     maker, said = Rendered(), []

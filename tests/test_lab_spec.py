@@ -104,7 +104,7 @@ def test_prompts_of_ones_own(read):
         ("batch = 2", "batch = 2\nhours = nan", "'hours' of the file must be a number above 0"),
         ("[0, 7]", "[0, 0]", "'seeds' of study 'one' must be a list of different whole numbers"),
         ("[0, 7]", "[]", "'seeds' of study 'one' must be"),
-        ('"bfloat16"', '"half"', "must be \"float32\" or \"bfloat16\", not 'half'"),
+        ('"bfloat16"', '"half"', 'must be "float32" or "bfloat16", not \'half\''),
         ("rows = [0]", "rows = [-1]", "'rows' of the plant of stress 'hurt' must be"),
         ("p = [0.1, 0.2]", "p = [0.1, 2.0]", "arm 'sweep': p is the share of tokens to drop"),
         ("p = [0.1, 0.2]", 'p = "much"', "'p' of arm 'sweep' must be a finite number"),

@@ -18,9 +18,7 @@ FRAMES = [6, 7, 8, 3, 4, 5]  # a ring: the newest chunk stands in the first thre
 
 def state(batch=2, seed=0):
     """A state whose memory is full of numbers, per sample the same whatever the batch."""
-    made = empty_state(
-        random_dit(TINY.dit), batch, (8, 8), jax.random.key(seed), slots=6, sink=0
-    )
+    made = empty_state(random_dit(TINY.dit), batch, (8, 8), jax.random.key(seed), slots=6, sink=0)
     rng = np.random.default_rng(3)
     shape = made.context.v.shape
     v = np.stack([rng.normal(5.0, 0.5, (shape[0], *shape[2:])) for _ in range(batch)], axis=1)

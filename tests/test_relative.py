@@ -22,9 +22,7 @@ def plain_rollout(dit, text, noise, window, sink):
     model, kept, done = Plain(dit, text), [], []
     for chunk in noise:
         frames = len(kept) + np.arange(3)
-        past = [
-            [(model.rotate(k, [i]), v) for k, v in layers] for i, layers in enumerate(kept)
-        ]
+        past = [[(model.rotate(k, [i]), v) for k, v in layers] for i, layers in enumerate(kept)]
         x0 = np.zeros_like(chunk[0])
         for sigma, fresh in zip(warp(STEPS), chunk, strict=True):
             noisy = (1 - sigma) * x0 + sigma * fresh

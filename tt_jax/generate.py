@@ -30,7 +30,6 @@ from tt_jax.trim import POLICIES, TokenTrim
 PLAIN, TRIMMED = "plain", "TokenTrim"
 
 
-
 def add_generate(commands: Any) -> None:
     """`tt-jax generate`: a prompt to a video, its drift picture and its record."""
     parser = commands.add_parser("generate", help="make a video from a prompt")
@@ -237,9 +236,7 @@ def output(out: Path | None, prompt: str, name: str) -> Path:
     return path
 
 
-def read_initial(
-    path: Path, size: tuple[int, int], frames: int
-) -> UInt8[np.ndarray, "t h w 3"]:
+def read_initial(path: Path, size: tuple[int, int], frames: int) -> UInt8[np.ndarray, "t h w 3"]:
     """Reads what a video of `frames` frames starts from, and says what was done to it."""
     clip = video.read(path, size, frames)
     if len(clip.frames) == frames:

@@ -118,9 +118,7 @@ def columns(triggered: Bool[np.ndarray, " chunks"]) -> list[int]:
     return [int(chunk) for chunk in chosen]
 
 
-def severity(
-    axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sample: int = 0
-) -> None:
+def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sample: int = 0) -> None:
     """Severity per chunk of each run; threshold and abnormal chunks of the last one.
 
     The scale is logarithmic, and says so, where a linear one would press most chunks to its floor.

@@ -198,9 +198,7 @@ def stream(
     for index in range(chunks + strategy.lag):
         if index == chunks:
             state = strategy.close(state)
-        out = _rollout(
-            graph, params, text, 1, tuple(grid), strategy, trim, None, state, False
-        )
+        out = _rollout(graph, params, text, 1, tuple(grid), strategy, trim, None, state, False)
         state = out.state
         if index < chunks:
             resume = state

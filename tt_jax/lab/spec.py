@@ -106,9 +106,7 @@ class Study:
         starts = range(0, len(self.prompts), batch)
         grid = itertools.product(starts, self.seeds, self.stress, self.hosts, self.arms)
         return [
-            Cell(
-                stress, host, arm, self.seconds, seed, first, self.prompts[first : first + batch]
-            )
+            Cell(stress, host, arm, self.seconds, seed, first, self.prompts[first : first + batch])
             for first, seed, stress, host, arm in grid
         ]
 
@@ -177,9 +175,7 @@ def _arms(name: str, table: Any) -> tuple[Arm, ...]:
     """One arm, or one for each combination of the values listed, named after them."""
     where = f"arm {name!r}"
     _fill(table, where, dict.fromkeys(ARM, _any), ())
-    lists = {
-        key: value if isinstance(value, list) else [value] for key, value in table.items()
-    }
+    lists = {key: value if isinstance(value, list) else [value] for key, value in table.items()}
     varied = [key for key, value in table.items() if isinstance(value, list)]
     arms = []
     for choice in itertools.product(*lists.values()):

@@ -47,4 +47,3 @@ def corrupt(state: State, plant: Plant, grid: tuple[int, int], chunk: int) -> St
     wrong = (mean + plant.strength * deviation * noise).astype(context.v.dtype)
     v = context.v.at[:, :, slots[:, None], jnp.asarray(tokens)[None]].set(wrong)
     return dataclasses.replace(state, context=dataclasses.replace(context, v=v))
-

@@ -115,9 +115,7 @@ class Block(nnx.Module):
         text: tuple[Float[Array, "b l n h"], Float[Array, "b l n h"]],
         context: tuple[Float[Array, "b s n h"], Float[Array, "b s n h"]] | None,
         mask: Bool[Array, "#b #t keys"] | None,
-    ) -> tuple[
-        Float[Array, "b f p d"], tuple[Float[Array, "b t n h"], Float[Array, "b t n h"]]
-    ]:
+    ) -> tuple[Float[Array, "b f p d"], tuple[Float[Array, "b t n h"], Float[Array, "b t n h"]]]:
         b, f, p, d = x.shape
         kind = x.dtype
         m = time + wide(self.modulation[...])
@@ -156,9 +154,7 @@ class DiT(nnx.Module):
         values = config.patch**2 * config.channels
         self.patch_embedding = Linear(values, dim, dtype=dtype, rngs=rngs)
         self.text_embedding = MLP((config.text_dim, dim, dim), gelu, dtype=dtype, rngs=rngs)
-        self.time_embedding = MLP(
-            (config.freq_dim, dim, dim), jax.nn.silu, dtype=dtype, rngs=rngs
-        )
+        self.time_embedding = MLP((config.freq_dim, dim, dim), jax.nn.silu, dtype=dtype, rngs=rngs)
         self.time_projection = Linear(dim, 6 * dim, dtype=dtype, rngs=rngs)
         make = nnx.split_rngs(splits=config.layers)(
             nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs), in_axes=0, out_axes=0)

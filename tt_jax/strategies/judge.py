@@ -38,9 +38,7 @@ def share_of_frames(
 
 def choose(use: Bool[Array, " b"], yes: Any, no: Any) -> Any:
     """Per sample, the leaves of `yes` or of `no`."""
-    return jax.tree.map(
-        lambda y, n: jnp.where(use.reshape(-1, *[1] * (y.ndim - 1)), y, n), yes, no
-    )
+    return jax.tree.map(lambda y, n: jnp.where(use.reshape(-1, *[1] * (y.ndim - 1)), y, n), yes, no)
 
 
 def judge(

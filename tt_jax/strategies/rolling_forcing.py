@@ -74,9 +74,7 @@ class RollingForcing:
         """Frames that one pass denoises."""
         return len(self.steps) * self.chunk
 
-    def start(
-        self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]
-    ) -> State:
+    def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]) -> State:
         """The state before the first window; `grid` is the latents' height and width."""
         # Keys are cached without rotation: where the anchor stands changes from window to window.
         state = empty_state(dit, batch, grid, key, slots=self.slots, sink=self.chunk)

@@ -77,9 +77,7 @@ class SelfForcing:
         """Frames that one pass denoises."""
         return self.chunk
 
-    def start(
-        self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]
-    ) -> State:
+    def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]) -> State:
         """The state before the first chunk; `grid` is the latents' height and width."""
         return empty_state(dit, batch, grid, key, slots=self.slots, sink=self.sink)
 
@@ -158,9 +156,7 @@ class SelfForcing:
         context = ctx.append(state.context, kv, tokens, state.frame + jnp.arange(size))
         return dataclasses.replace(state, context=context, frame=state.frame + size)
 
-    def _read(
-        self, dit: DiT, state: State, shape: tuple[int, ...]
-    ) -> tuple[Int[Array, " f"], KV]:
+    def _read(self, dit: DiT, state: State, shape: tuple[int, ...]) -> tuple[Int[Array, " f"], KV]:
         """Positions of the next frames, latents of `shape`, and the context as they see it."""
         context = state.context
         frames = state.frame + jnp.arange(shape[1])
