@@ -8,14 +8,12 @@ from models import random_dit
 from tt_jax.attention import rotate, rotation
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.schedule import time_sinusoid
+from tt_jax.shapes.coupling import couple
+from tt_jax.shapes.losses import teacher_forcing_loss, window_loss
 from tt_jax.shapes.optimise import Log, optimizer, run_stage, schedule
-from tt_jax.shapes.train import (
-    LEVEL_ODDS,
-    STAGGERED,
-    STAGGERED_ODDS,
-    teacher_forcing_loss,
-    window_loss,
-)
+from tt_jax.shapes.reading import ANSWERS, answers, questions, reading_loss
+from tt_jax.shapes.train import LEVEL_ODDS, STAGGERED, STAGGERED_ODDS
+from tt_jax.shapes.world import Object, Scene, sample_scene
 
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
 
@@ -25,30 +23,31 @@ def test_teacher_forcing_is_each_chunk_after_the_clean_ones():
     keys = jax.random.split(jax.random.key(0), 3)
     latents, noise = (jax.random.normal(key, (2, 9, 4, 4, 2)) for key in keys[:2])
     text = jax.random.normal(keys[2], (2, CONFIG.text_len, CONFIG.text_dim))
-    sigma = np.random.default_rng(0).uniform(0.5, 1, (2, 3)).astype(np.float32)
+    sigma = np.random.default_rng(0).uniform(0.5, 1, (2, 2)).astype(np.float32)
     clean = jnp.asarray(time_sinusoid(np.zeros((1, 6))))
-    weight = jnp.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+    weight = jnp.array([0.5, 2.0])
     mean, chunks = jax.jit(teacher_forcing_loss)(
-        dit, text, latents, noise, jnp.asarray(sigma), clean, jnp.asarray(time_sinusoid(sigma)),
-        weight,
+        dit, text, latents[:, :6], latents[:, 3:], noise[:, 3:], jnp.asarray(sigma), clean,
+        jnp.asarray(time_sinusoid(sigma)), weight,
     )  # fmt: skip
 
     cross, context, expected = dit.encode_text(text), None, []
     for chunk in range(3):
-        part = slice(3 * chunk, 3 * chunk + 3)
-        frames, level = jnp.arange(9)[part], jnp.asarray(sigma[:, chunk])[:, None, None, None, None]
-        noisy = (1 - level) * latents[:, part] + level * noise[:, part]
-        time = jnp.asarray(time_sinusoid(np.repeat(sigma[:, chunk : chunk + 1], 3, axis=1)))
-        flow, _ = dit(noisy, time, cross, frames, context)
-        error = jnp.mean((flow - noise[:, part] + latents[:, part]) ** 2, axis=(1, 2, 3, 4))
-        expected.append(error[0] if chunk == 0 else jnp.mean(error))
+        part, frames = slice(3 * chunk, 3 * chunk + 3), jnp.arange(3 * chunk, 3 * chunk + 3)
+        if chunk:
+            level = jnp.asarray(sigma[:, chunk - 1])[:, None, None, None, None]
+            noisy = (1 - level) * latents[:, part] + level * noise[:, part]
+            time = jnp.asarray(time_sinusoid(np.repeat(sigma[:, chunk - 1 : chunk], 3, axis=1)))
+            flow, _ = dit(noisy, time, cross, frames, context)
+            error = jnp.mean((flow - noise[:, part] + latents[:, part]) ** 2, axis=(1, 2, 3, 4))
+            expected.append(jnp.mean(error * weight))
         _, kv = dit(latents[:, part], clean[:, :3], cross, frames, context)
         kv = KV(rotate(kv.k, rotation(frames, 2, 2, CONFIG.head_dim)), kv.v)
         context = kv if context is None else KV(
             *(jnp.concatenate(pair, axis=2) for pair in zip(context, kv, strict=True))
         )  # fmt: skip
     np.testing.assert_allclose(chunks, expected, rtol=1e-5)
-    np.testing.assert_allclose(mean, np.dot(expected, [1, 2, 2]) / 5, rtol=1e-5)
+    np.testing.assert_allclose(mean, np.mean(expected), rtol=1e-5)
 
 
 def test_a_windows_chunk_after_a_clean_one_is_teacher_forcings():
@@ -61,10 +60,12 @@ def test_a_windows_chunk_after_a_clean_one_is_teacher_forcings():
     seen = jnp.array([[[1, 0, 0], [1, 1, 0], [1, 1, 1]]] * 2, bool)
     window = jax.jit(window_loss)(dit, text, latents, noise, sigma, time, weight, seen)
 
-    clean = jnp.asarray(time_sinusoid(np.zeros((1, 6))))
-    plain = teacher_forcing_loss(dit, text, latents, noise, jnp.asarray(sigma), clean, time, weight)
-    chunks = plain[1]
-    np.testing.assert_allclose(window, chunks[1], rtol=1e-5)
+    clean = jnp.asarray(time_sinusoid(np.zeros((1, 3))))
+    plain, _ = teacher_forcing_loss(
+        dit, text, latents[:, :3], latents[:, 3:6], noise[:, 3:6], jnp.asarray(sigma[:, 1:2]),
+        clean, time[:, 1:2], jnp.ones(2),
+    )  # fmt: skip
+    np.testing.assert_allclose(window, plain, rtol=1e-5)
     # A chunk that isn't seen is as good as absent, one that is seen isn't.
     other = latents.at[:, 6:].add(1.0)
     same = window_loss(dit, text, other, noise, sigma, time, weight, seen)
@@ -74,11 +75,66 @@ def test_a_windows_chunk_after_a_clean_one_is_teacher_forcings():
 
 
 def test_windows_of_rolling_forcing():
-    assert STAGGERED.shape == (len(STAGGERED_ODDS), 5)
+    assert STAGGERED.shape == (len(STAGGERED_ODDS), 7)
     assert np.isclose(STAGGERED_ODDS.sum(), 1)
-    assert (STAGGERED[0, :4] == 0).all() and STAGGERED[-1, 0] == 1
-    assert np.isnan(STAGGERED[-1, 1:]).all()
-    assert (np.diff(STAGGERED[4]) > 0).all() and STAGGERED[4, 0] > 0.5
+    # The first pass: one block, of pure noise, and nothing before it.
+    assert STAGGERED[0, 2] == 1 and np.isnan(np.delete(STAGGERED[0], 2)).all()
+    # A full one: anchor and last finished block, then noisier from block to block.
+    full = STAGGERED[STAGGERED_ODDS.argmax()]
+    assert (full[:2] == 0).all() and full[2] > 0.5 and full[-1] == 1
+    assert (np.diff(full[1:]) > 0).all()
+
+
+def test_coupled_noise_says_where_things_are():
+    rng = np.random.default_rng(0)
+    things = (Object("circle", "red", "small", 6.75, 20.0, 43.5),)
+    noise = rng.standard_normal((3, 16, 16, 8), np.float32)
+    coupled = couple(rng, noise, Scene(things, "white"), 2)
+    # (20, 43.5) pixels are in token (2, 5) of 8 pixels: half of it across, 0.4375 of it down.
+    token = coupled[0, 10:12, 4:6]
+    sums = coupled[0, ..., 0].reshape(8, 2, 8, 2).sum(axis=(1, 3))
+    assert np.unravel_index(sums.argmax(), sums.shape) == (5, 2)
+    expected = {2: -0.1573, 4: 0.0, 6: 0.0}  # quantiles of 0.4375 down, 0.5 across, a radius of 1/2
+    for channel, value in expected.items():
+        np.testing.assert_allclose(token[..., channel].sum() / 2, value, atol=1e-4)
+    np.testing.assert_array_equal(coupled[1:], noise[1:])
+    np.testing.assert_array_equal(coupled[..., [1, 3, 5, 7]], noise[..., [1, 3, 5, 7]])
+
+
+def test_coupled_noise_is_normal():
+    rng = np.random.default_rng(1)
+    noise = np.stack([
+        couple(rng, rng.standard_normal((3, 16, 16, 8), np.float32), sample_scene(rng), 2)[0]
+        for _ in range(1500)
+    ])  # fmt: skip
+    assert abs(noise.mean(axis=0)).max() < 0.2 and abs(noise.mean()) < 2e-3
+    np.testing.assert_allclose(noise.std(axis=(0, 1, 2)), 1, atol=0.02)
+    neighbours = (noise[:, ::2] * noise[:, 1::2]).mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(neighbours, 0, atol=0.02)
+
+
+def test_answers_and_their_loss():
+    things = (
+        Object("square", "cyan", "large", 23.0, 32.0, 32.0, "up", "slow"),
+        Object("circle", "red", "small", 7.0, 9.0, 9.0),
+    )
+    right = answers(Scene(things, "navy", "right"))
+    np.testing.assert_array_equal(right, [2, 6, 3, 3, 1, 1, 1, 1, 0, 0, 5, 2])
+    alone = answers(Scene(things[1:], "white"))
+    np.testing.assert_array_equal(alone, [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0])
+
+    rows = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    mask = jnp.arange(5) < jnp.array([[5], [3]])
+    asked = questions(np.random.default_rng(0), 8)
+    both = jnp.asarray(np.stack([right, alone]))
+    error, share = reading_loss(asked, rows, mask, both)
+    # Rows beyond the mask have no say; a bias towards the right answers leaves no error.
+    far = rows.at[1, 3:].set(99.0)
+    np.testing.assert_allclose(reading_loss(asked, far, mask, both)[0], error, rtol=1e-6)
+    certain = {"attention": asked["attention"], "answer": jnp.zeros((12, 8, ANSWERS))}
+    certain["answer"] = certain["answer"].at[jnp.arange(12), :, right].set(50.0)
+    error, share = reading_loss(certain, jnp.ones((1, 5, 8)), mask[:1], both[:1])
+    assert error < 1e-6 and share == 1
 
 
 def test_stopping_and_going_on_changes_nothing(tmp_path):

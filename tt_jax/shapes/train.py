@@ -1,11 +1,12 @@
 """Trains the embedded model: `python -m tt_jax.shapes.train FOLDER`.
 
-Stages, each resumable: the VAE on short rendered clips; the latents of longer ones; the decoder on
-those; then transformer and text encoder together, by flow matching with block-causal teacher
-forcing: every chunk is denoised from its own noise level while it sees the clean chunks before it,
-through the same context path that a rollout uses. Some steps take a window of Rolling Forcing
-instead, whose chunks see one another at staggered levels. The settings are one dataclass; the log
-is `FOLDER/log.csv`.
+Stages, each resumable: the VAE on rendered clips; their latents; the decoder alone on those, if it
+needs more; the text encoder on what captions say; then transformer and text encoder together, by
+flow matching. Its batches take turns: first chunks of many videos, with noise that is coupled with
+them; later chunks by block-causal teacher forcing, each denoised from its own noise level while it
+sees the clean chunks before it, through the same context path that a rollout uses; and windows of
+Rolling Forcing, whose chunks see one another at staggered levels. The settings are one dataclass;
+the log is `FOLDER/log.csv`.
 """
 
 import argparse
@@ -18,48 +19,64 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from tt_jax.attention import rotate, rotation
-from tt_jax.checkpoint import cast, save_part, write_config
-from tt_jax.models.dit import KV, DiT
+from tt_jax.checkpoint import PARTS, abstract, cast, load_part, save_part, write_config
 from tt_jax.models.presets import PRESETS, ModelConfig
-from tt_jax.models.text import TextEncoder
-from tt_jax.models.vae import VAE
+from tt_jax.models.vae import VAE, VAEConfig
+from tt_jax.pipeline import find
 from tt_jax.schedule import time_sinusoid, warp
+from tt_jax.shapes.coupling import couple
+from tt_jax.shapes.losses import teacher_forcing_loss, window_loss
 from tt_jax.shapes.optimise import Log, Params, optimizer, run_stage, schedule
-from tt_jax.shapes.world import caption, render, sample_scene
+from tt_jax.shapes.reading import answers, questions, reading_loss
+from tt_jax.shapes.world import Scene, caption, render, sample_scene
 from tt_jax.tokens import Tokenizer, train_sentencepiece
 
-# Noise levels of Self Forcing and of Rolling Forcing: the only ones a rollout ever uses.
-LEVELS = np.array(warp((1000, 750, 500, 250)) + warp((800, 600, 400, 200)))
-LEVEL_ODDS = np.array([0.2, 0.2, 0.18, 0.18, 0.06, 0.06, 0.06, 0.06])
-# Rolling Forcing's windows of five chunks, from four clean chunks and one to be finished, to the
-# video's first chunk alone. NaN: no chunk yet.
-STAGGERED = np.lib.stride_tricks.sliding_window_view(
-    (0.0,) * 4 + warp((200, 400, 600, 800, 1000)) + (np.nan,) * 4, 5
+# Self Forcing's noise levels, the only ones its rollout ever uses.
+LEVELS = np.array(warp((1000, 750, 500, 250)), np.float32)
+LEVEL_ODDS = np.array([0.28, 0.28, 0.24, 0.2])
+# Rolling Forcing's passes, from the first to the last of a video: levels of the anchor, of the
+# latest finished chunk and of the five of the window. NaN: not there.
+_WINDOW = warp((200, 400, 600, 800, 1000))
+_NONE = (np.nan,) * 5
+STAGGERED = np.array(
+    [(np.nan, np.nan, *_WINDOW[5 - n :], *_NONE[n:]) for n in range(1, 6)]
+    + [(np.nan, 0.0, *_WINDOW)]
+    + [(0.0, 0.0, *_WINDOW[:n], *_NONE[n:]) for n in range(5, 0, -1)],
+    np.float32,
 )
-STAGGERED_ODDS = np.array([0.05, 0.05, 0.1, 0.2, 0.25, 0.1, 0.1, 0.1, 0.05])
+STAGGERED_ODDS = np.array([0.08, 0.08, 0.06, 0.06, 0.08, 0.08, 0.44, 0.03, 0.03, 0.03, 0.03])
+# Whose turn it is, step by step.
+TURNS = ("first", "later", "first", "window", "later", "first", "window", "later")
+# From this level on a first chunk is next to pure noise, which then decides where things are.
+COUPLED = 0.93
+CLIPS, OPENINGS = 3, 6  # random streams
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Everything that decides the result, beside the model's sizes."""
 
+    vae_start: str = ""  # a model, by name or folder, whose VAE is gone on with
     seed: int = 0
     vae_steps: int = 1500
-    vae_batch: int = 4
+    vae_batch: int = 2
     vae_crop: int = 24
-    vae_frames: int = 9
+    vae_frames: int = 33
     vae_rate: float = 4e-3
     kl: float = 5e-4
-    clips: int = 3000
-    clip_frames: int = 57
-    decoder_steps: int = 1250
+    openings: int = 4000  # clips of one chunk
+    clips: int = 800
+    clip_chunks: int = 10
+    decoder_steps: int = 500
     decoder_crop: int = 32
-    steps: int = 5000
-    batch: int = 4
-    chunks: int = 3
+    reading_steps: int = 1000
+    reading_batch: int = 32
+    steps: int = 10000
+    first_batch: int = 12
+    later_batch: int = 4
+    window_batch: int = 2
+    wobble: float = 0.2  # greatest deviation of the noise added to clean context
     chunk: int = 3
-    window_every: int = 5
     rate: float = 2e-3
     warmup: int = 50
     decay: float = 0.6
@@ -72,9 +89,15 @@ def rng_of(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def rngs(recipe: Recipe) -> nnx.Rngs:
-    """Keys for the initial weights; "rbg" compiles many times faster than the default here."""
-    return nnx.Rngs(jax.random.key(recipe.seed, impl="rbg"))
+def initial(part: str, config: ModelConfig, recipe: Recipe) -> Params:
+    """The parameters that training begins with: random ones, or those of the VAE to go on with."""
+    if part == "vae" and recipe.vae_start:
+        module = load_part(find(recipe.vae_start), part, config.vae, jnp.float32)
+    else:
+        # "rbg" compiles many times faster than the default here.
+        keys = nnx.Rngs(jax.random.key(recipe.seed, impl="rbg"))
+        module = PARTS[part][1](getattr(config, part), rngs=keys)
+    return nnx.to_pure_dict(nnx.state(module))
 
 
 # --- the VAE ------------------------------------------------------------------------------------
@@ -94,7 +117,7 @@ def video_batch(recipe: Recipe, step: int, crop: int, count: int) -> Float[np.nd
 
 def train_vae(config: ModelConfig, recipe: Recipe, folder: Path, log: Log) -> Params:
     """First on crops, then on whole frames; reconstruction (L1 + L2) and a little KL."""
-    graph, state = nnx.split(VAE(config.vae, rngs=rngs(recipe)))
+    graph = nnx.graphdef(abstract("vae", config.vae, jnp.float32))
 
     def loss(params: Params, video: Array, noise: Array) -> tuple[Array, dict]:
         vae = nnx.merge(graph, params)
@@ -106,7 +129,7 @@ def train_vae(config: ModelConfig, recipe: Recipe, folder: Path, log: Log) -> Pa
         psnr = -10 * jnp.log10(squared / 4)
         return jnp.mean(jnp.abs(error)) + squared + recipe.kl * kl, {"psnr": psnr, "kl": kl}
 
-    whole_from = int(0.85 * recipe.vae_steps)
+    whole_from = int(0.9 * recipe.vae_steps)
 
     def batch(step: int) -> tuple:
         whole = step >= whole_from
@@ -119,7 +142,7 @@ def train_vae(config: ModelConfig, recipe: Recipe, folder: Path, log: Log) -> Pa
 
     rate = schedule(recipe.vae_rate, recipe.vae_steps, recipe.warmup, 0.4)
     return run_stage(
-        "vae", folder, nnx.to_pure_dict(state), optimizer(rate), loss, batch,
+        "vae", folder, initial("vae", config, recipe), optimizer(rate), loss, batch,
         steps=recipe.vae_steps, average=0.98, save_every=250, log=log,
     )  # fmt: skip
 
@@ -127,31 +150,48 @@ def train_vae(config: ModelConfig, recipe: Recipe, folder: Path, log: Log) -> Pa
 # --- the latents --------------------------------------------------------------------------------
 
 
-def encode_clips(vae: VAE, recipe: Recipe, path: Path, log: Log) -> None:
-    """Renders and encodes the training clips, once.
+def scene_of(recipe: Recipe, stream: int, clip: int) -> Scene:
+    """The scene of one of the clips that are stored."""
+    return sample_scene(rng_of(recipe.seed, stream, clip))
 
-    Stores normalised latents (float16), four captions each, and the latents' mean and deviation.
+
+def length(vae: VAEConfig, latent_frames: int) -> int:
+    """Frames of a clip of so many latent frames."""
+    return vae.temporal_stride * (latent_frames - 1) + 1
+
+
+def encode_clips(vae: VAE, recipe: Recipe, path: Path, log: Log) -> None:
+    """Renders and encodes the training clips, long ones ("clips") and short ones ("openings").
+
+    Stores their normalised latents (float16), four captions each, and the latents' mean and
+    deviation, which are those of the long clips.
     """
     graph, state = nnx.split(vae)
     encode = jax.jit(lambda state, video: nnx.merge(graph, state).encode(video))
-    latents, captions = [], []
-    group = 4
-    for first in range(0, recipe.clips, group):
-        videos = []
-        for clip in range(first, first + group):
-            rng = rng_of(recipe.seed, 3, clip)
-            scene = sample_scene(rng)
-            videos.append(render(scene, recipe.clip_frames))
-            captions.append([caption(scene, rng) for _ in range(4)])
-        video = np.stack(videos).astype(np.float32) / 127.5 - 1.0
-        latents.append(np.asarray(encode(state, video), np.float16))
-        if (first + group) % 200 == 0:
-            log("clips", first + group, std=float(latents[-1].astype(np.float32).std()))
-    everything = np.concatenate(latents).astype(np.float32)
-    mean, std = (f(everything, axis=(0, 1, 2, 3)) for f in (np.mean, np.std))
-    everything = ((everything - mean) / std).astype(np.float16)
+    stored = {}
+    for stream, name, count, chunks, group in (
+        (CLIPS, "clips", recipe.clips, recipe.clip_chunks, 4),
+        (OPENINGS, "openings", recipe.openings, 1, 40),
+    ):
+        latents, captions = [], []
+        for first in range(0, count, group):
+            videos = []
+            for clip in range(first, min(first + group, count)):
+                rng = rng_of(recipe.seed, stream, clip)
+                scene = sample_scene(rng)
+                videos.append(render(scene, length(vae.config, recipe.chunk * chunks)))
+                captions.append([caption(scene, rng) for _ in range(4)])
+            video = np.stack(videos).astype(np.float32) / 127.5 - 1.0
+            latents.append(np.asarray(encode(state, video), np.float32))
+            if (first + group) % 200 == 0:
+                log(name, first + group, std=float(latents[-1].std()))
+        stored[name] = np.concatenate(latents)
+        stored[f"{name}_captions"] = np.array(captions)
+    mean, std = (f(stored["clips"], axis=(0, 1, 2, 3)) for f in (np.mean, np.std))
+    for name in ("clips", "openings"):
+        stored[name] = ((stored[name] - mean) / std).astype(np.float16)
     aside = path.with_name("aside.npz")
-    np.savez(aside, latents=everything, captions=np.array(captions), mean=mean, std=std)
+    np.savez(aside, **stored, mean=mean, std=std)
     aside.rename(path)
 
 
@@ -165,9 +205,9 @@ def train_decoder(
     with it the latents.
     """
     stored = np.load(folder / "clips.npz")
-    clips = stored["latents"]
+    clips = stored["clips"]
     scale, shift = stored["std"], stored["mean"]
-    graph = nnx.graphdef(nnx.eval_shape(lambda: VAE(config.vae, rngs=nnx.Rngs(0))))
+    graph = nnx.graphdef(abstract("vae", config.vae, jnp.float32))
     trained = ("decoder", "from_latents")
     side = config.vae.spatial_stride
     crop = recipe.decoder_crop // side
@@ -181,7 +221,8 @@ def train_decoder(
         rng = rng_of(recipe.seed, 5, step)
         row = int(rng.integers(0, len(clips)))
         top, left = (int(rng.integers(0, size - crop + 1)) for size in clips.shape[2:4])
-        video = render(sample_scene(rng_of(recipe.seed, 3, row)), recipe.clip_frames)
+        frames = length(config.vae, clips.shape[1])
+        video = render(scene_of(recipe, CLIPS, row), frames)
         rows, columns = (slice(side * x, side * (x + crop)) for x in (top, left))
         latents = clips[row, :, top : top + crop, left : left + crop].astype(np.float32)
         latents = latents * scale + shift
@@ -198,87 +239,45 @@ def train_decoder(
 # --- transformer and text encoder ---------------------------------------------------------------
 
 
-def teacher_forcing_loss(
-    dit: DiT,
-    text: Float[Array, "b l e"],
-    latents: Float[Array, "b f h w c"],
-    noise: Float[Array, "b f h w c"],
-    sigma: Float[Array, "b n"],
-    time_of_clean: Float[Array, "1 f0 e"],
-    time_of_noisy: Float[Array, "b n e"],
-    weight: Float[Array, "b n"],
-) -> tuple[Float[Array, ""], Float[Array, " n"]]:
-    """Mean squared error of the flow over all chunks, by their `weight`, and each chunk's own.
+class Captions:
+    """The tokens of the captions of all clips that are stored, some for each clip."""
 
-    `n` chunks of equal length. Pass 1 makes the keys and values of the clean chunks but the last;
-    pass 2 denoises all chunks side by side along the batch axis, each at the window's end with the
-    clean chunks before it at its left. Positions are relative, so only their differences matter.
-    """
-    b, f, height, width, _ = latents.shape
-    n = sigma.shape[1]
-    size = f // n
-    past = f - size
-    patch, head_dim = dit.config.patch, dit.config.head_dim
-    grid = height // patch, width // patch
-    chunk_tokens = size * grid[0] * grid[1]
-    cross = dit.encode_text(text)
+    def __init__(self, captions: np.ndarray, tokenizer: Tokenizer) -> None:
+        tokens = tokenizer([str(text) for text in captions.ravel()])
+        self.tokens = [x.reshape(*captions.shape, -1) for x in tokens]
 
-    chunk_of = np.repeat(np.arange(n - 1), chunk_tokens)
-    causal = jnp.asarray(chunk_of[:, None] >= chunk_of)[None]
-    _, kv = dit(latents[:, :past], time_of_clean, cross, jnp.arange(past), None, causal)
-
-    def window(i: int) -> tuple[Array, Array]:
-        """Context of chunk i: the i chunks before it, right-aligned, rotated to their places."""
-        tokens = i * chunk_tokens
-        turn = rotation(jnp.arange(past - i * size, past), *grid, head_dim)
-        pad = [(0, 0), (0, 0), ((n - 1) * chunk_tokens - tokens, 0), (0, 0), (0, 0)]
-        k = rotate(kv.k[:, :, :tokens], turn) if i else kv.k[:, :, :0]
-        return jnp.pad(k, pad), jnp.pad(kv.v[:, :, :tokens], pad)
-
-    k, v = (jnp.concatenate(part, axis=1) for part in zip(*map(window, range(n)), strict=True))
-    visible = np.arange(n * chunk_tokens) >= (n - 1 - np.arange(n)[:, None]) * chunk_tokens
-    mask = jnp.asarray(np.repeat(visible, b, axis=0))[:, None]
-
-    def side_by_side(x: Array) -> Array:
-        return jnp.concatenate(jnp.split(x, n, axis=1), axis=0)
-
-    x0, eps = side_by_side(latents), side_by_side(noise)
-    level = side_by_side(sigma)[..., None, None, None]
-    noisy = (1 - level) * x0 + level * eps
-    sinusoids = jnp.repeat(side_by_side(time_of_noisy), size, axis=1)
-    text_kv = KV(*(jnp.concatenate([part] * n, axis=1) for part in cross))
-    flow, _ = dit(noisy, sinusoids, text_kv, jnp.arange(past, f), KV(k, v), mask)
-    error = jnp.mean((flow - (eps - x0)) ** 2, axis=(1, 2, 3, 4)).reshape(n, b) * weight.T
-    total = jnp.maximum(jnp.sum(weight, axis=0), 1)
-    return jnp.sum(error) / jnp.sum(total), jnp.sum(error, axis=1) / total
+    def draw(self, rng: np.random.Generator, rows: np.ndarray) -> list[np.ndarray]:
+        """Token ids of one of each row's captions, and their mask."""
+        phrasing = rng.integers(0, self.tokens[0].shape[1], len(rows))
+        return [x[rows, phrasing] for x in self.tokens]
 
 
-def window_loss(
-    dit: DiT,
-    text: Float[Array, "b l e"],
-    latents: Float[Array, "b f h w c"],
-    noise: Float[Array, "b f h w c"],
-    sigma: Float[Array, "b n"],
-    time: Float[Array, "b n e"],
-    weight: Float[Array, "b n"],
-    seen: Bool[Array, "b n n"],
-) -> Float[Array, ""]:
-    """Mean squared error of the flow, by `weight`, of `n` chunks that are denoised in one pass.
+def train_reading(
+    config: ModelConfig, recipe: Recipe, folder: Path, captions: Captions, log: Log
+) -> Params:
+    """The text encoder by itself, asked what captions say."""
+    graph = nnx.graphdef(abstract("text", config.text, jnp.float32))
+    right = np.stack([answers(scene_of(recipe, OPENINGS, i)) for i in range(recipe.openings)])
 
-    `seen[b, i, j]`: whether chunk i sees chunk j.
-    """
-    b, f, height, width, _ = latents.shape
-    size = f // sigma.shape[1]
-    tokens = size * (height // dit.config.patch) * (width // dit.config.patch)
-    mask = jnp.repeat(jnp.repeat(seen, tokens, axis=1), tokens, axis=2)
-    level = jnp.repeat(sigma, size, axis=1)[..., None, None, None]
-    noisy = (1 - level) * latents + level * noise
-    times = jnp.repeat(time, size, axis=1)
-    flow, _ = dit(noisy, times, dit.encode_text(text), jnp.arange(f), None, mask)
-    error = jnp.mean((flow - (noise - latents)) ** 2, axis=(2, 3, 4))
-    error = jnp.mean(error.reshape(b, -1, size), axis=2)
-    counted = (weight > 0).astype(error.dtype)
-    return jnp.sum(error * weight) / jnp.maximum(jnp.sum(counted), 1)
+    def loss(params: Params, ids: Array, mask: Array, right: Array) -> tuple[Array, dict]:
+        rows = nnx.merge(graph, params["text"])(ids, mask)
+        error, share = reading_loss(params["questions"], rows, mask, right)
+        return error, {"right": share}
+
+    def batch(step: int) -> tuple:
+        rng = rng_of(recipe.seed, 7, step)
+        rows = rng.integers(0, len(right), recipe.reading_batch)
+        return *captions.draw(rng, rows), right[rows]
+
+    params = {
+        "text": initial("text", config, recipe),
+        "questions": questions(rng_of(recipe.seed, 8), config.text.dim),
+    }
+    rate = schedule(recipe.rate, recipe.reading_steps, recipe.warmup, recipe.decay)
+    return run_stage(
+        "reading", folder, params, optimizer(rate), loss, batch,
+        steps=recipe.reading_steps, average=0.9, save_every=recipe.reading_steps, log=log,
+    )["text"]  # fmt: skip
 
 
 def train_dit(
@@ -286,79 +285,110 @@ def train_dit(
 ) -> Params:
     """Trains the transformer and, through it, the text encoder."""
     stored = np.load(folder / "clips.npz")
-    clips, captions = stored["latents"], stored["captions"]
-    ids, masks = tokenizer([str(text) for text in captions.ravel()])
-    ids, masks = (x.reshape(*captions.shape, -1) for x in (ids, masks))
-    dit_graph, dit_state = nnx.split(DiT(config.dit, rngs=rngs(recipe)))
-    text_graph, text_state = nnx.split(TextEncoder(config.text, rngs=rngs(recipe)))
-    frames = recipe.chunks * recipe.chunk
-    time_of_clean = jnp.asarray(time_sinusoid(np.zeros((1, frames - recipe.chunk))))
+    clips, openings = stored["clips"], stored["openings"]
+    captions = Captions(stored["clips_captions"], tokenizer)
+    opening_captions = Captions(stored["openings_captions"], tokenizer)
+    text = train_reading(config, recipe, folder, opening_captions, log)
+    dit_graph = nnx.graphdef(abstract("dit", config.dit, jnp.float32))
+    text_graph = nnx.graphdef(abstract("text", config.text, jnp.float32))
+    chunk = recipe.chunk
 
     def loss(
-        params: Params, latents: Array, noise: Array, sigma: Array, sinusoid: Array, weight: Array,
-        ids: Int[Array, "b l"], mask: Bool[Array, "b l"], seen: Bool[Array, "b n n"] | None = None,
+        params: Params, context: Array | None, latents: Array, noise: Array, sigma: Array,
+        weight: Array, sinusoid: Array, seen: Bool[Array, "b n n"] | None,
+        ids: Int[Array, "b l"], mask: Bool[Array, "b l"],
     ) -> tuple[Array, dict]:  # fmt: skip
         text = nnx.merge(text_graph, params["text"])(ids, mask)
         dit = nnx.merge(dit_graph, params["dit"])
-        if seen is not None:
+        if context is None:
             mean = window_loss(dit, text, latents, noise, sigma, sinusoid, weight, seen)
-            return mean, {"window": mean}
-        mean, chunks = teacher_forcing_loss(
-            dit, text, latents, noise, sigma, time_of_clean, sinusoid, weight
+            return mean, {"window" if seen.shape[1] > 1 else "first": mean}
+        clean = jnp.asarray(time_sinusoid(np.zeros((1, context.shape[1]))))
+        mean, _ = teacher_forcing_loss(
+            dit, text, context, latents, noise, sigma, clean, sinusoid, weight
         )
-        return mean, {f"chunk{i}": value for i, value in enumerate(chunks)}
+        return mean, {"later": mean}
 
-    def draw(rng: np.random.Generator, starts: np.ndarray, frames: int) -> tuple:
-        """Latents, their noise, weights of the samples, token ids and their mask."""
-        rows = rng.integers(0, len(clips), recipe.batch)
-        phrasing = rng.integers(0, captions.shape[1], recipe.batch)
-        latents = np.stack(
-            [clips[row, start : start + frames] for row, start in zip(rows, starts, strict=True)]
-        ).astype(np.float32)
-        # A small object must count about as much as one that fills the frame.
+    def weight_of(latents: np.ndarray) -> np.ndarray:
+        """A small object must count about as much as one that fills the frame."""
         ground = np.median(latents, axis=(2, 3), keepdims=True)
-        detail = np.mean((latents - ground) ** 2, axis=(1, 2, 3, 4))
-        weight = 0.3 / (0.05 + detail)
-        noise = rng.standard_normal(latents.shape, np.float32)
-        return latents, noise, weight[:, None], ids[rows, phrasing], masks[rows, phrasing]
+        return 0.3 / (0.05 + np.mean((latents - ground) ** 2, axis=(1, 2, 3, 4)))
 
-    def teacher_batch(rng: np.random.Generator) -> tuple:
-        last = (clips.shape[1] - frames) // recipe.chunk
-        # Half of the windows start with the video.
-        starts = recipe.chunk * np.where(
-            rng.random(recipe.batch) < 0.5, 0, rng.integers(0, last + 1, recipe.batch)
-        )
-        latents, noise, weight, *text = draw(rng, starts, frames)
-        sigma = rng.choice(LEVELS, (recipe.batch, recipe.chunks), p=LEVEL_ODDS)
-        # A rollout's first chunk is a video's start, and its first latent frame unlike all others:
-        # chunks without context from within a video must not be mistaken for it.
-        weight = np.repeat(weight, recipe.chunks, axis=1)
-        weight[:, 0] *= starts == 0
+    def wobble(rng: np.random.Generator, latents: np.ndarray) -> np.ndarray:
+        """Noise for clean context: a rollout's own chunks aren't perfect either."""
+        size = rng.uniform(0, recipe.wobble, (len(latents), 1, 1, 1, 1)).astype(np.float32)
+        return latents + size * rng.standard_normal(latents.shape, np.float32)
+
+    def opening(rng: np.random.Generator, stream: int, row: int, noise: np.ndarray) -> np.ndarray:
+        """Noise of a video's first chunk, coupled with it."""
+        return couple(rng, noise, scene_of(recipe, stream, int(row)), config.dit.patch)
+
+    def first_batch(rng: np.random.Generator) -> tuple:
+        """First chunks of videos: without context, which nothing else is."""
+        rows = rng.integers(0, len(openings), recipe.first_batch)
+        latents = openings[rows].astype(np.float32)
+        sigma = rng.choice(LEVELS, (len(rows), 1), p=LEVEL_ODDS)
+        noise = rng.standard_normal(latents.shape, np.float32)
+        for i in np.flatnonzero(sigma > COUPLED):
+            noise[i] = opening(rng, OPENINGS, rows[i], noise[i])
         return (
-            latents, noise, sigma.astype(np.float32), time_sinusoid(sigma), weight, *text
+            None, latents, noise, sigma, weight_of(latents)[:, None], time_sinusoid(sigma),
+            np.ones((1, 1, 1), bool), *opening_captions.draw(rng, rows),
+        )  # fmt: skip
+
+    def later_batch(rng: np.random.Generator) -> tuple:
+        """Three chunks in a row, of which the last two are denoised; a third begin with a video."""
+        last = recipe.clip_chunks - 3
+        rows = rng.integers(0, len(clips), recipe.later_batch)
+        starts = np.where(rng.random(len(rows)) < 1 / 3, 0, rng.integers(0, last + 1, len(rows)))
+        pairs = zip(rows, chunk * starts, strict=True)
+        three = np.stack([clips[r, s : s + 3 * chunk] for r, s in pairs]).astype(np.float32)
+        latents = three[:, chunk:]
+        sigma = rng.choice(LEVELS, (len(rows), 2), p=LEVEL_ODDS)
+        noise = rng.standard_normal(latents.shape, np.float32)
+        return (
+            wobble(rng, three[:, :-chunk]), latents, noise, sigma, weight_of(three),
+            time_sinusoid(sigma), None, *captions.draw(rng, rows),
         )  # fmt: skip
 
     def window_batch(rng: np.random.Generator) -> tuple:
-        count = STAGGERED.shape[1]
-        latents, noise, weight, *text = draw(rng, np.zeros(recipe.batch, int), count * recipe.chunk)
-        sigma = STAGGERED[rng.choice(len(STAGGERED), recipe.batch, p=STAGGERED_ODDS)]
+        """Passes of Rolling Forcing: the anchor is a video's first chunk, wherever the rest is."""
+        rows = rng.integers(0, len(clips), recipe.window_batch)
+        sigma = STAGGERED[rng.choice(len(STAGGERED), len(rows), p=STAGGERED_ODDS)]
+        latents = []
+        for row, levels in zip(rows, sigma, strict=True):
+            missing = int(np.isnan(levels[:2]).sum())
+            start = 0 if missing else int(rng.integers(1, recipe.clip_chunks - 5))
+            # Slots before the video's start hold what nobody sees.
+            places = np.maximum(np.arange(-2, 5) + (2 - missing if missing else start + 1), 0)
+            places[0] = 0
+            frames = (chunk * places[:, None] + np.arange(chunk)).ravel()
+            latents.append(clips[row, frames])
+        latents = np.stack(latents).astype(np.float32)
+        noise = rng.standard_normal(latents.shape, np.float32)
+        for i in np.flatnonzero(np.isnan(sigma[:, 1]) & (sigma[:, 2] > COUPLED)):
+            begun = slice(2 * chunk, 3 * chunk)
+            noise[i, begun] = opening(rng, CLIPS, rows[i], noise[i, begun])
         clean, there = sigma == 0, ~np.isnan(sigma)
         # Clean chunks are context: they see no others than clean ones, none after themselves.
-        causal = np.tril(np.ones((count, count), bool))
+        causal = np.tril(np.ones((sigma.shape[1],) * 2, bool))
         seen = np.where(clean[:, :, None], causal & clean[:, None], there[:, None])
-        sigma = np.nan_to_num(sigma, nan=1.0).astype(np.float32)
-        weight = weight * (there & ~clean)
+        weight = weight_of(latents)[:, None] * (there & ~clean)
+        still = np.repeat(clean, chunk, axis=1)[:, :, None, None, None]
+        latents = np.where(still, wobble(rng, latents), latents)
+        sigma = np.nan_to_num(sigma, nan=1.0)
         return (
-            latents, noise, sigma, time_sinusoid(sigma), weight.astype(np.float32), *text, seen
+            None, latents, noise, sigma, weight.astype(np.float32), time_sinusoid(sigma), seen,
+            *captions.draw(rng, rows),
         )  # fmt: skip
 
+    batches = {"first": first_batch, "later": later_batch, "window": window_batch}
+
     def batch(step: int) -> tuple:
-        rng = rng_of(recipe.seed, 4, step)
-        of_window = step % recipe.window_every == recipe.window_every - 1
-        return window_batch(rng) if of_window else teacher_batch(rng)
+        return batches[TURNS[step % len(TURNS)]](rng_of(recipe.seed, 4, step))
 
     rate = schedule(recipe.rate, recipe.steps, recipe.warmup, recipe.decay)
-    params = {"dit": nnx.to_pure_dict(dit_state), "text": nnx.to_pure_dict(text_state)}
+    params = {"dit": initial("dit", config, recipe), "text": text}
     return run_stage(
         "dit", folder, params, optimizer(rate), loss, batch,
         steps=recipe.steps, average=recipe.average, save_every=recipe.save_every, log=log,
@@ -399,9 +429,10 @@ def train(recipe: Recipe, folder: Path) -> None:
 
     vae = train_vae(config, recipe, folder, log)
     if not (folder / "clips.npz").exists():
-        graph = nnx.graphdef(nnx.eval_shape(lambda: VAE(config.vae, rngs=nnx.Rngs(0))))
+        graph = nnx.graphdef(abstract("vae", config.vae, jnp.float32))
         encode_clips(nnx.merge(graph, vae), recipe, folder / "clips.npz", log)
-    vae = train_decoder(config, recipe, folder, vae, log)
+    if recipe.decoder_steps:
+        vae = train_decoder(config, recipe, folder, vae, log)
     dit = train_dit(config, recipe, folder, tokenizer, log)
     export(config, folder, vae, dit, folder / f"model-{recipe.steps}")
 

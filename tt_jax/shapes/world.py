@@ -120,6 +120,14 @@ def velocity(direction: str | None, speed: str | None) -> tuple[float, float]:
     return dx * scale, dy * scale
 
 
+def reach(
+    radius: float, direction: str | None, speed: str | None
+) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+    """Least and greatest (x, y) of a first centre whose motion doesn't turn for `STEADY` frames."""
+    run = STEADY * np.array(velocity(direction, speed))
+    return radius - np.minimum(run, 0), SIDE - radius - np.maximum(run, 0)
+
+
 def positions(thing: Object, frames: int, start: int = 0) -> Float[np.ndarray, "t 2"]:
     """Centres (x, y) in frames `start` to `start + frames - 1`: a triangle wave along each axis."""
     time = np.arange(start, start + frames, dtype=np.float64)[:, None]
@@ -226,16 +234,13 @@ def _place(rng, kinds):
         things = []
         for shape, colour, size, direction, speed in kinds:
             radius = float(rng.uniform(*SIZES[size]))
-            run = STEADY * np.array(velocity(direction, speed))
-            low = radius - np.minimum(run, 0)
-            high = SIDE - radius - np.maximum(run, 0)
-            x, y = (float(v) for v in rng.uniform(low, high))
+            x, y = (float(v) for v in rng.uniform(*reach(radius, direction, speed)))
             things.append(Object(shape, colour, size, radius, x, y, direction, speed))
         if len(things) == 1:
             return tuple(things)
-        reach = things[0].radius + things[1].radius + 1
+        span = things[0].radius + things[1].radius + 1
         gap = positions(things[0], 3 * FPS) - positions(things[1], 3 * FPS)
-        overlap = np.maximum(0, 1 - np.abs(gap).max(axis=1) / reach)
+        overlap = np.maximum(0, 1 - np.abs(gap).max(axis=1) / span)
         score = overlap.mean() + overlap[0]
         if score < least:
             best, least = tuple(things), score
