@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -289,8 +290,9 @@ def test_memory_grows_with_what_it_is_made_of(tiny_model):
 
     one = estimate()
     pipe = tt_jax.load(tiny_model)
-    arrays = jax.tree.leaves([nnx.state(part) for part in (pipe.dit, pipe.vae, pipe.text)])
+    arrays = jax.tree.leaves([nnx.state(part) for part in (pipe.dit, pipe.vae)])
     assert one.weights == sum(x.nbytes for x in arrays)
+    assert one.text == sum(x.nbytes for x in jax.tree.leaves(nnx.state(pipe.text)))
     state = pipe.strategy().start(pipe.dit, 1, (8, 8), jax.random.key(0))
     context = state.context
     # Twice: the buffer that a chunk reads, and the one that it returns.
@@ -302,13 +304,15 @@ def test_memory_grows_with_what_it_is_made_of(tiny_model):
 
 
 def test_memory_of_a_device_is_checked_apart(monkeypatch):
-    memory = plan.Memory(weights=6, context=3, transformer=2, vae=1, host=50)
+    memory = plan.Memory(text=10, weights=6, context=3, transformer=2, vae=1, host=50)
     monkeypatch.setattr(plan, "free_on_host", lambda: 55)
     monkeypatch.setattr(plan, "free_on_device", lambda: 11)
     plan.check(memory)
     monkeypatch.setattr(plan, "free_on_device", lambda: 10)
     with pytest.raises(ValueError, match="device memory"):
         plan.check(memory)
+    # The text encoder goes before the rest comes: the larger of both counts.
+    assert dataclasses.replace(memory, text=12).device == 12
     monkeypatch.setattr(plan, "free_on_device", lambda: None)
     with pytest.raises(ValueError, match="main memory"):
         plan.check(memory)

@@ -3,6 +3,7 @@
 From a prompt to a video:
 
     load            a model, "shapes" (embedded) or a converted checkpoint's folder: a `Pipeline`
+    encode_prompts  prompts by a model's text encoder alone, for `load(model, text=False)`
     Pipeline        its generate, stream and encode_prompt (in `tt_jax.pipeline`, like what they
                     return: `Video`, `Chunk` and `State`)
 
@@ -30,6 +31,7 @@ can't be is a ValueError of one sentence.
 
 from tt_jax import presets
 from tt_jax.pipeline import load
+from tt_jax.prompts import encode_prompts
 from tt_jax.rollout import Rollout, rollout
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.rolling_forcing import RollingForcing
@@ -44,6 +46,7 @@ __all__ = [
     "Rollout",
     "SelfForcing",
     "TokenTrim",
+    "encode_prompts",
     "load",
     "presets",
     "rollout",

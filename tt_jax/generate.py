@@ -23,6 +23,7 @@ from tt_jax.checkpoint import read_config
 from tt_jax.models.presets import FPS
 from tt_jax.pipeline import Chunk, Video
 from tt_jax.presets import NAMES, Preset, preset
+from tt_jax.prompts import encode_prompts
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim import POLICIES, TokenTrim
@@ -131,8 +132,10 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     plan.check(dataclasses.replace(most, host=most.host * len(runs)))
 
     started = time.perf_counter()
-    pipe = pipeline.load(args.model, dtype, allow_bidirectional=args.allow_bidirectional)
-    text = jnp.repeat(pipe.encode_prompt(args.prompt), args.batch, axis=0)
+    text = jnp.repeat(encode_prompts(args.model, args.prompt, dtype), args.batch, axis=0)
+    pipe = pipeline.load(
+        args.model, dtype, allow_bidirectional=args.allow_bidirectional, text=False
+    )
     streams = {
         label: pipe.stream(
             text, seconds=args.seconds, seed=args.seed, strategy=run.strategy, trim=run.trim,

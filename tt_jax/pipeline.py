@@ -124,11 +124,14 @@ class Video:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A text-to-video model: its three networks, tokenizer, sizes and kind (`checkpoint.KINDS`)."""
+    """A text-to-video model: its three networks, tokenizer, sizes and kind (`checkpoint.KINDS`).
+
+    text: None if it was loaded without: prompts are embeddings then, see `encode_prompts`.
+    """
 
     dit: DiT
     vae: VAE
-    text: TextEncoder
+    text: TextEncoder | None
     tokenizer: Tokenizer
     config: ModelConfig
     kind: str
@@ -140,12 +143,14 @@ class Pipeline:
     def encode_prompt(self, prompts: str | Sequence[str]) -> Float[Array, "b l e"]:
         """Prompt embeddings `[B, text_len, text_dim]`, zero rows after each prompt's end.
 
-        Warns when a prompt is too long. Raises ValueError for an empty one.
+        Warns when a prompt is too long. Raises ValueError for an empty one, and without an encoder.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         check_prompts(prompts)
+        if self.text is None:
+            raise ValueError("the text encoder isn't loaded: give what encode_prompts returns.")
         ids, mask = self.tokenizer(prompts)
-        return _encode_text(*nnx.split(self.text), ids, mask)
+        return encode_text(*nnx.split(self.text), ids, mask)
 
     def encode_video(
         self, frames: np.ndarray, batch: int, size: tuple[int, int]
@@ -341,6 +346,7 @@ def load(
     *,
     allow_bidirectional: bool = False,
     mesh: Mesh | None = None,
+    text: bool = True,
 ) -> Pipeline:
     """Loads a model: "shapes", which is embedded, or the folder of a converted checkpoint.
 
@@ -348,6 +354,7 @@ def load(
     allow_bidirectional: load a model that wasn't trained to generate chunk by chunk too.
     mesh: of devices that the weights are parted over (`sharding.make_mesh`); call what needs the
         pipeline under `with jax.set_mesh(mesh)` then.
+    text: load the text encoder too; without it prompts are embeddings (`encode_prompts`).
 
     Raises ModelError.
     """
@@ -364,15 +371,19 @@ def load(
         raise ModelError(f"{folder} has no tokenizer.model: convert the model again.")
     dtype = default_dtype() if dtype is None else dtype
     places = None if mesh is None else sharding(mesh)
-    parts = {name: load_part(folder, name, getattr(config, name), dtype, places) for name in PARTS}
+    parts: dict[str, Any] = {"text": None}
+    for name in PARTS:
+        if name != "text" or text:
+            parts[name] = load_part(folder, name, getattr(config, name), dtype, places)
     tokenizer = Tokenizer(pieces, config.text.text_len)
     return Pipeline(**parts, tokenizer=tokenizer, config=config, kind=kind)
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode_text(
+def encode_text(
     graph: nnx.GraphDef, params: nnx.State, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
 ) -> Float[Array, "b l e"]:
+    """Embeddings of tokens by a text encoder that is split in two."""
     return nnx.merge(graph, params)(ids, mask)
 
 

@@ -18,9 +18,10 @@ from tt_jax.rollout import Strategy
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes that a streamed run needs, by what for; an estimate."""
+    """Bytes that a streamed run needs, by what for; an estimate. The prompt is encoded first."""
 
-    weights: int
+    text: int  # weights of the text encoder
+    weights: int  # of transformer and VAE, which follow it
     context: int  # the K/V buffer: the one that a chunk reads, and the next
     transformer: int  # activations of one pass
     vae: int  # activations and cache of one decoding step
@@ -29,7 +30,7 @@ class Memory:
     @property
     def device(self) -> int:
         """What the device must hold at once."""
-        return self.weights + self.context + max(self.transformer, self.vae)
+        return max(self.text, self.weights + self.context + max(self.transformer, self.vae))
 
 
 def estimate(
@@ -48,12 +49,14 @@ def estimate(
     latent = (height // vae.spatial_stride) * (width // vae.spatial_stride)
     tokens = latent // dit.patch**2
     own, past = strategy.pass_frames * tokens, strategy.slots * tokens
-    shapes = (
-        leaf
+    weights = {
+        part: kind
+        * sum(
+            math.prod(leaf.shape)
+            for leaf in jax.tree.leaves(nnx.state(abstract(part, getattr(config, part), dtype)))
+        )
         for part in PARTS
-        for leaf in jax.tree.leaves(nnx.state(abstract(part, getattr(config, part), dtype)))
-    )
-    weights = sum(math.prod(leaf.shape) for leaf in shapes) * kind
+    }
     keys_values = 2 * dit.layers * past * dit.dim * kind + past * dit.patch**2 * dit.channels * wide
     # One layer: its keys and values joined, logits and weights, a few of its own width, the
     # feed-forward's hidden one; and the keys and values of every layer, to be appended.
@@ -67,7 +70,8 @@ def estimate(
     video = frames * height * width * 3
     latents = math.ceil(frames / vae.temporal_stride) * latent * dit.channels * wide
     return Memory(
-        weights=weights,
+        text=weights["text"],
+        weights=weights["dit"] + weights["vae"],
         context=2 * batch * keys_values,
         transformer=transformer,
         vae=batch * vae_step,

@@ -1,0 +1,86 @@
+"""Prompts to embeddings before the rest of a model is loaded: Wan's text encoder is larger than its
+transformer, and is needed for a moment. What it said of the latest prompts is kept on disk."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+
+from tt_jax.checkpoint import load_part, read_config
+from tt_jax.files import whole
+from tt_jax.pipeline import check_prompts, default_dtype, encode_text, find
+from tt_jax.tokens import Tokenizer, clean
+
+KEPT = 64  # prompts; a megabyte or so each, of Wan's
+
+
+def encode_prompts(
+    model: str | Path, prompts: str | Sequence[str], dtype: DTypeLike | None = None
+) -> Float[Array, "b l e"]:
+    """Embeddings `[B, text_len, text_dim]` of prompts by the text encoder of a model alone.
+
+    The encoder is loaded only if a prompt isn't among the latest, and freed before this returns:
+    what is left of a device's memory is for `load(model, text=False)`. dtype: as in `load`.
+
+    Warns when a prompt is too long. Raises ValueError for an empty one, and ModelError.
+    """
+    folder = find(model)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    check_prompts(prompts)
+    dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
+    config = read_config(folder)[0].text
+    ids, mask = Tokenizer(folder / "tokenizer.model", config.text_len)(prompts)
+    origin = _origin(folder, dtype)
+    paths = [_place(origin, clean(prompt)) for prompt in prompts]
+    rows = [_read(path, count, config.dim) for path, count in zip(paths, mask.sum(1), strict=True)]
+    if missing := [i for i, known in enumerate(rows) if known is None]:
+        parts = nnx.split(load_part(folder, "text", config, dtype))
+        for i in missing:
+            made = encode_text(*parts, ids[i : i + 1], mask[i : i + 1])
+            rows[i] = np.asarray(made[0, : mask[i].sum()].astype(jnp.float32))
+            _write(paths[i], rows[i])
+        del parts
+    padded = np.zeros((len(prompts), config.text_len, config.dim), np.float32)
+    for whole_prompt, known in zip(padded, rows, strict=True):
+        whole_prompt[: len(known)] = known
+    return jnp.asarray(padded, dtype)
+
+
+def _origin(folder: Path, dtype: jnp.dtype) -> str:
+    """What tells a text encoder from all others: its files and when they were written."""
+    files = [folder / "tokenizer.model", *sorted((folder / "text").rglob("*"))]
+    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return repr((facts, dtype.name))
+
+
+def _place(origin: str, prompt: str) -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(f"{origin}\n{prompt}".encode()).hexdigest()
+    return home / "tt-jax" / "prompts" / f"{name}.npy"
+
+
+def _read(path: Path, count: int, dim: int) -> Float[np.ndarray, "{count} {dim}"] | None:
+    """What is kept under a name; None if nothing is, or something else."""
+    try:
+        rows = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return rows if rows.shape == (count, dim) and rows.dtype == np.float32 else None
+
+
+def _write(path: Path, rows: Float[np.ndarray, "n d"]) -> None:
+    """Keeps a prompt, in place of the oldest one if there are too many; or not, on a full disk."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as aside:
+            np.save(aside, rows)
+        oldest_first = sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime_ns)
+        for old in oldest_first[:-KEPT]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        pass  # it is only a cache
