@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 from flax import nnx
-from torch.nn import functional
 
 from benchmarks._timing import interleaved, ratios, spread
+from benchmarks._torch import BLOCK, sdpa_pass
 from tt_jax.checkpoint import abstract
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.schedule import time_sinusoid
 
 FRAMES, SIDE, PAST = 3, 32, 18
-BLOCK = np.random.default_rng(0).standard_normal(1 << 22, np.float32) * np.float32(0.02)
 
 
 def ours(config: DiTConfig, slots: int) -> dict[str, Callable[[], jax.Array]]:
@@ -74,58 +73,6 @@ def diffusers_pass(config: DiTConfig) -> Callable[[], None]:
     return forward
 
 
-def sdpa_pass(config: DiTConfig, slots: int) -> Callable[[], None]:
-    """The layers of a pass over a context, in torch: the same products and the same attention,
-    with keys and values of the text at hand; the few products outside the layers left out."""
-    d, own = config.dim, FRAMES * (SIDE // config.patch) ** 2
-    past = slots * (SIDE // config.patch) ** 2
-    shapes = dict.fromkeys(("q", "k", "v", "o", "cross_q", "cross_o"), (d, d)) | {
-        "up": (config.ffn_dim, d),
-        "down": (d, config.ffn_dim),
-    }
-    layers = [
-        {name: torch.from_numpy(np.resize(BLOCK, shape)) for name, shape in shapes.items()}
-        for _ in range(config.layers)
-    ]
-    heads = (1, -1, config.heads, config.head_dim)
-    context, text = torch.ones(1, past, d), torch.ones(1, config.text_len, d)
-    mask = torch.ones(1, 1, 1, past + own, dtype=torch.bool)
-    shift, scale, gate = (torch.full((1, own, d), value) for value in (0.1, 0.2, 0.3))
-    turn = torch.polar(torch.ones(own, 1, config.head_dim // 2), torch.ones(1))
-    one, zero = torch.ones(d), torch.zeros(d)
-
-    def attend(q, k, v, mask=None):
-        parts = (x.reshape(heads).transpose(1, 2) for x in (q, k, v))
-        y = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
-        return y.transpose(1, 2).reshape(1, -1, d)
-
-    def rotated(x):
-        pairs = torch.view_as_complex(x.reshape(1, own, config.heads, -1, 2))
-        return torch.view_as_real(pairs * turn).reshape(x.shape)
-
-    def modulated(x):
-        return functional.layer_norm(x, (d,)) * (1 + scale) + shift
-
-    def normed(x):
-        return functional.rms_norm(x, (d,), one)
-
-    @torch.inference_mode()
-    def forward() -> None:
-        x = torch.ones(1, own, d)
-        for w in layers:
-            y = modulated(x)
-            q, k = (rotated(normed(functional.linear(y, w[name]))) for name in "qk")
-            k = torch.cat([context, k], 1)
-            v = torch.cat([context, functional.linear(y, w["v"])], 1)
-            x = x + functional.linear(attend(q, k, v, mask), w["o"]) * gate
-            y = normed(functional.linear(functional.layer_norm(x, (d,), one, zero), w["cross_q"]))
-            x = x + functional.linear(attend(y, text, text), w["cross_o"])
-            y = functional.gelu(functional.linear(modulated(x), w["up"]), approximate="tanh")
-            x = x + functional.linear(y, w["down"]) * gate
-
-    return forward
-
-
 def main(argv: list[str]) -> None:
     """Prints the table; ratios are to torch, within each repetition."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks forward", description=__doc__)
@@ -139,7 +86,7 @@ def main(argv: list[str]) -> None:
     slots = PAST if options.context else 0
     config = DiTConfig(layers=options.layers or (2 if options.context else 30))
     if options.context:
-        arms = {"torch, SDPA": sdpa_pass(config, slots)} | ours(config, slots)
+        arms = {"torch, SDPA": sdpa_pass(config, slots, FRAMES, (SIDE, SIDE))} | ours(config, slots)
         del arms["tt_jax"]  # the text's keys and values are at hand on both sides
     else:
         arms = {"diffusers": diffusers_pass(config)} | ours(config, slots)
