@@ -46,7 +46,7 @@ STAGGERED = np.array(
 )
 STAGGERED_ODDS = np.array([0.08, 0.08, 0.06, 0.06, 0.08, 0.08, 0.44, 0.03, 0.03, 0.03, 0.03])
 # Whose turn it is, step by step.
-TURNS = ("first", "later", "first", "window", "later", "first", "window", "later")
+TURNS = ("first", "window", "first", "later", "first", "window", "first", "first")
 # From this level on a first chunk is next to pure noise, which then decides where things are.
 COUPLED = 0.93
 CLIPS, OPENINGS = 3, 6  # random streams
@@ -57,6 +57,7 @@ class Recipe:
     """Everything that decides the result, beside the model's sizes."""
 
     vae_start: str = ""  # a model, by name or folder, whose VAE is gone on with
+    dit_start: str = ""  # likewise its transformer, text encoder and tokenizer
     seed: int = 0
     vae_steps: int = 1500
     vae_batch: int = 2
@@ -90,9 +91,10 @@ def rng_of(*key: int) -> np.random.Generator:
 
 
 def initial(part: str, config: ModelConfig, recipe: Recipe) -> Params:
-    """The parameters that training begins with: random ones, or those of the VAE to go on with."""
-    if part == "vae" and recipe.vae_start:
-        module = load_part(find(recipe.vae_start), part, config.vae, jnp.float32)
+    """The parameters that training begins with: random ones, or those to go on with."""
+    start = recipe.vae_start if part == "vae" else recipe.dit_start
+    if start:
+        module = load_part(find(start), part, getattr(config, part), jnp.float32)
     else:
         # "rbg" compiles many times faster than the default here.
         keys = nnx.Rngs(jax.random.key(recipe.seed, impl="rbg"))
@@ -288,7 +290,11 @@ def train_dit(
     clips, openings = stored["clips"], stored["openings"]
     captions = Captions(stored["clips_captions"], tokenizer)
     opening_captions = Captions(stored["openings_captions"], tokenizer)
-    text = train_reading(config, recipe, folder, opening_captions, log)
+    params = {"dit": initial("dit", config, recipe)}
+    if recipe.dit_start:
+        params["text"] = initial("text", config, recipe)
+    else:
+        params["text"] = train_reading(config, recipe, folder, opening_captions, log)
     dit_graph = nnx.graphdef(abstract("dit", config.dit, jnp.float32))
     text_graph = nnx.graphdef(abstract("text", config.text, jnp.float32))
     chunk = recipe.chunk
@@ -388,7 +394,6 @@ def train_dit(
         return batches[TURNS[step % len(TURNS)]](rng_of(recipe.seed, 4, step))
 
     rate = schedule(recipe.rate, recipe.steps, recipe.warmup, recipe.decay)
-    params = {"dit": initial("dit", config, recipe), "text": text}
     return run_stage(
         "dit", folder, params, optimizer(rate), loss, batch,
         steps=recipe.steps, average=recipe.average, save_every=recipe.save_every, log=log,
@@ -421,7 +426,9 @@ def train(recipe: Recipe, folder: Path) -> None:
     config = PRESETS["shapes"]
 
     pieces = folder / "tokenizer.model"
-    if not pieces.exists():
+    if recipe.dit_start and not pieces.exists():
+        pieces.write_bytes((find(recipe.dit_start) / "tokenizer.model").read_bytes())
+    elif not pieces.exists():
         rng = rng_of(recipe.seed, 0)
         scenes = (sample_scene(rng) for _ in range(5000))
         pieces.write_bytes(train_sentencepiece(caption(scene, rng) for scene in scenes))
