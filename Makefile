@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a large red circle moving right slowly on a white background
 
-.PHONY: demo test newest lint notebooks docs wheel clean
+.PHONY: demo pictures test newest lint notebooks docs wheel clean
 
 # 30 seconds of Rolling Forcing on the embedded model, with and without TokenTrim:
 # demo/compare.mp4, .png and .json.
 demo: .venv/.installed
 	$(BIN)/tt-jax compare "$(PROMPT)" --seconds 30 --out demo \
 		--presets rolling-forcing rolling-forcing+tokentrim-no-flowmo
+
+# The README's pictures, from the demo.
+pictures: demo
+	$(BIN)/python .docs/pictures.py
 
 # All tests but those of true-size models; a file stays in one process, which compiles once.
 test: .venv/.tested
