@@ -24,6 +24,7 @@ newest:
 
 lint: .venv/.tested
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 
 # On the embedded model, whatever the machine has.
 notebooks: .venv/.notebooks
