@@ -28,6 +28,8 @@ newest:
 
 lint: .venv/.tested
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 # On the embedded model, whatever the machine has.
 notebooks: .venv/.notebooks

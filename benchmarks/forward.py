@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]  (lazy)
 from flax import nnx
 
 from benchmarks._timing import interleaved, ratios, spread
@@ -81,7 +81,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args(argv)
 
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     torch.set_num_threads(threads)
     slots = PAST if options.context else 0
     config = DiTConfig(layers=options.layers or (2 if options.context else 30))

@@ -144,7 +144,8 @@ def checkpoints(weights: tuple[Weights, ...], problems: list[str]) -> list[Check
             first = ", ".join(str(files[0].path) for files in group.values())
             problems.append(f"there is more than one checkpoint for {part!r}, give one: {first}.")
         else:
-            found.append(_join(layouts[part], *group.values(), problems))
+            (files,) = group.values()
+            found.append(_join(layouts[part], files, problems))
     return found
 
 

@@ -48,23 +48,23 @@ BLOCK_ARRAYS = (
 
 def native(config: DiTConfig) -> Table:
     """Wan's own checkpoints, and the state dicts of Self Forcing and Rolling Forcing."""
-    return _table(config, 1)
+    return _table(config, 0)
 
 
 def diffusers(config: DiTConfig) -> Table:
     """`WanTransformer3DModel` of diffusers."""
-    return _table(config, 2)
+    return _table(config, 1)
 
 
-def _table(config: DiTConfig, column: int) -> Table:
+def _table(config: DiTConfig, source: int) -> Table:
     patch = {"h": config.patch, "w": config.patch}
     rows = []
-    for array in ARRAYS:
-        for ours, theirs, axes in array[3]:
+    for path, *names, leaves in ARRAYS:
+        for ours, theirs, axes in leaves:
             sizes = patch if "(h w c)" in axes else {}
-            rows.append(Row(array[column] + theirs, array[0] + ours, axes, sizes))
-    for array in BLOCK_ARRAYS:
-        for ours, theirs, axes in array[3]:
-            name, path = f"blocks.{{i}}.{array[column]}{theirs}", f"blocks/{array[0]}{ours}"
-            rows.append(Row(name, path, axes))
+            rows.append(Row(names[source] + theirs, path + ours, axes, sizes))
+    for path, *names, leaves in BLOCK_ARRAYS:
+        for ours, theirs, axes in leaves:
+            name = f"blocks.{{i}}.{names[source]}{theirs}"
+            rows.append(Row(name, f"blocks/{path}{ours}", axes))
     return tuple(rows)

@@ -42,7 +42,7 @@ KNOWN = {
 }
 
 
-def fetch(name: str, folder: Path, revision: str, say: Callable[[str], None]) -> list[str]:
+def fetch(name: str, folder: Path, revision: str, say: Callable[[str], object]) -> list[str]:
     """Downloads a known model and converts it into `folder`; returns what was done, in lines.
 
     The first repository of `KNOWN` replaces its parts in `folder`; of the others come the parts

@@ -104,6 +104,7 @@ class Row:
             if array is None:
                 array = np.empty(shape, source.dtype if dtype is None else dtype)
             array[index if self.stacked else ...] = self._forward(source)
+        assert array is not None  # a model has at least one layer
         return array
 
     def write(self, array: np.ndarray) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ def look(array: Shaped[np.ndarray, "..."], dtype: np.dtype | None, advance: Adva
     not_finite = too_large = 0
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
-        digest.update(piece.view(np.uint8))
+        digest.update(piece.view(np.uint8).data)
         not_finite += _not_finite(piece)
         if dtype is not None and dtype != piece.dtype:
             with np.errstate(over="ignore", invalid="ignore"):

@@ -217,6 +217,11 @@ def test_a_continued_video_has_its_size(pipe, video):
         pipe.stream(PROMPT, seconds=1, state=video.state, size=(32, 32))
 
 
+def test_no_chunk_is_no_video():
+    with pytest.raises(ValueError, match="no chunk"):
+        pipeline.Video.collect([])
+
+
 def test_latents_that_are_not_finite_stop_the_run(pipe, monkeypatch):
     real = pipeline.stream_latents
 

@@ -138,6 +138,11 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
         tpu.devices(MACHINES["v5e-1"])
 
 
+def test_a_gpu_is_no_tpu():
+    with pytest.raises(ValueError, match="H100"):
+        tpu.devices(MACHINES["h100"])
+
+
 @pytest.mark.parametrize("chips", [1, 2])
 def test_a_small_rollout_compiles_for_a_tpu(tpu_mesh, chips):
     mesh = tpu_mesh(chips, heads=TINY.dit.heads)

@@ -12,7 +12,7 @@ from parity import converted, distance
 from safetensors.numpy import load_file
 
 from convert import dit as names
-from tt_jax import RollingForcing, TokenTrim, rollout
+from tt_jax import RollingForcing, SelfForcing, TokenTrim, rollout
 from tt_jax.models.dit import DiTConfig
 from tt_jax.rollout import _begin, _rollout, stream
 from tt_jax.schedule import time_sinusoid, warp
@@ -452,6 +452,12 @@ def test_neighbours_do_not_matter(dit, text):
 def test_bad_requests(dit, text, changed, message):
     with pytest.raises(ValueError, match=message):
         run(dit, text, **changed)
+
+
+def test_the_state_of_another_strategy(dit, text):
+    other = SelfForcing().start(dit, len(text), GRID, jax.random.key(0))
+    with pytest.raises(ValueError, match="another strategy"):
+        run(dit, text, state=other)
 
 
 @pytest.mark.parametrize("steps", [(1000,), (1000, 900, 800, 700, 600, 500, 400)])

@@ -48,8 +48,8 @@ def attention(
 
 
 def choice(
-    q: Float[Array, "b t n h"],
-    k: Float[Array, "b s n h"],
+    q: Float[Array | jax.ShapeDtypeStruct, "b t n h"],
+    k: Float[Array | jax.ShapeDtypeStruct, "b s n h"],
     mask: Bool[Array, "#b #t s"] | None = None,
 ) -> Choice:
     """Which implementation `attention` takes for these shapes, and why.
@@ -79,7 +79,8 @@ def choice(
 def _device() -> tuple[str, str, float]:
     """Platform and kind of the device that a program is traced for; CUDA's compute capability."""
     mesh = jax.sharding.get_abstract_mesh()
-    default = jax.config.jax_default_device
+    # JAX's options become attributes when it is imported.
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if not mesh.empty:
         device = mesh.abstract_device
     elif default is None or isinstance(default, str):

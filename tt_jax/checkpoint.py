@@ -90,7 +90,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         for part in manifest["parts"].values():
             for entry in part["arrays"].values():
-                entry["shape"], entry["dtype"], entry["sha256"]
+                _ = entry["shape"], entry["dtype"], entry["sha256"]
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -134,8 +134,8 @@ def nest(leaves: Mapping[str, Any]) -> dict[Any, Any]:
     return params
 
 
-def abstract(part: str, config: Any, dtype: DTypeLike) -> nnx.Module:
-    """The module of one part with shapes in place of arrays."""
+def abstract(part: str, config: Any, dtype: DTypeLike) -> Any:
+    """The module of one part, a DiT, VAE or TextEncoder, with shapes in place of arrays."""
     module = PARTS[part][1]
     return nnx.eval_shape(lambda: module(config, dtype=dtype, rngs=nnx.Rngs(0)))
 
@@ -148,7 +148,7 @@ def shapes(part: str, config: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
 
 def save_part(folder: Path, part: str, params: dict[str, Any]) -> None:
     """Writes one part's arrays (a nested dict) under `folder/part`."""
-    ocp.save(folder.absolute() / part, params)
+    ocp.save(str(folder.absolute() / part), params)
     # It says nothing but the path of the machine that wrote it.
     (folder / part / "commit_success.txt").unlink(missing_ok=True)
 
@@ -168,12 +168,12 @@ def save_arrays(folder: Path, part: str, arrays: Iterator[tuple[str, np.ndarray]
             batch.clear()
     if batch:
         _save_batch(path, batch)
-    ocp.partial.finalize(path)
+    ocp.partial.finalize(str(path))
 
 
 def _save_batch(path: Path, batch: Mapping[str, np.ndarray]) -> None:
     try:
-        ocp.partial.save(path, nest(batch))
+        ocp.partial.save(str(path), nest(batch))
     except Exception as error:  # a full disk is a ValueError of tensorstore, for one
         raise OSError(f"{path} can't be written: {str(error).splitlines()[0]}") from None
 
@@ -187,7 +187,7 @@ def _stored(folder: Path, part: str) -> dict[str, Any]:
     """What is known of each array of a part without reading it. Raises ModelError."""
     path = folder.absolute() / part
     try:
-        return dict(flatten(ocp.metadata(path).metadata))
+        return dict(flatten(ocp.metadata(str(path)).metadata))
     except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
         raise ModelError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
 
@@ -209,7 +209,7 @@ def load_arrays(
         only = dict.fromkeys(stored, ocp.PLACEHOLDER)
         only |= {name: np.empty(stored[name].shape, stored[name].dtype) for name in batch}
         try:
-            loaded = dict(flatten(ocp.load(path, nest(only))))
+            loaded = dict(flatten(ocp.load(str(path), nest(only))))
         except Exception as error:  # as above
             raise ModelError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
         for name in batch:
@@ -226,11 +226,12 @@ def load_part(
     config: Any,
     dtype: DTypeLike,
     sharding: Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding | None] | None = None,
-) -> nnx.Module:
-    """Restores one part, cast to `dtype`, each array straight into the sharding asked for.
+) -> Any:
+    """Restores one part, a DiT, VAE or TextEncoder, cast to `dtype`.
 
-    `sharding(path, shape)` names an array's sharding (path as "blocks/ffn/fc1/kernel"); without
-    it all arrays go to the default device. Raises ModelError when the part isn't there.
+    Each array goes straight into the sharding asked for: `sharding(path, shape)` names it (path as
+    "blocks/ffn/fc1/kernel"); without it all arrays go to the default device. Raises ModelError when
+    the part isn't there.
     """
     if not (folder / part).is_dir():
         raise ModelError(f"{folder} holds no '{part}': convert the checkpoint that has it.")
@@ -243,7 +244,7 @@ def load_part(
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
     wanted = jax.tree_util.tree_map_with_path(leaf, nnx.to_pure_dict(state))
-    return nnx.merge(graph, ocp.load(folder.absolute() / part, wanted))
+    return nnx.merge(graph, ocp.load(str(folder.absolute() / part), wanted))
 
 
 def cast(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:

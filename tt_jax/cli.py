@@ -81,7 +81,8 @@ def stop(*_: Any) -> NoReturn:
 
 def keep_programs() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX was told another place."""
-    if jax.config.jax_compilation_cache_dir is None:
+    # JAX's options become attributes when it is imported.
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "tt-jax" / "programs"))
 

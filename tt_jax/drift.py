@@ -112,7 +112,7 @@ class Statistics:
     def _at_least_one(self, count: Int[Array, " b"]) -> Float[Array, " b"]:
         return jnp.maximum(count, 1).astype(self.mean.dtype)
 
-    def threshold(self, lam: Float[Array, ""], warmup: int) -> Float[Array, " b"]:
+    def threshold(self, lam: float | Float[Array, ""], warmup: int) -> Float[Array, " b"]:
         """mean + lam deviation (equation 5), infinite until `warmup` severities were seen."""
         return jnp.where(self.count >= warmup, self.mean + lam * self.deviation, jnp.inf)
 

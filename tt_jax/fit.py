@@ -202,8 +202,8 @@ def costs(asked: Request) -> tuple[Cost, Cost]:
     tokens = (height // dit.patch) * (width // dit.patch)
 
     def kv(length: int) -> KV:
-        whole = jax.ShapeDtypeStruct((dit.layers, 1, length, dit.heads, dit.head_dim), DTYPE)
-        return KV(whole, whole)
+        shape = (dit.layers, 1, length, dit.heads, dit.head_dim)
+        return jax.eval_shape(lambda: KV(jnp.zeros(shape, DTYPE), jnp.zeros(shape, DTYPE)))
 
     graph, params = nnx.split(abstract("dit", dit, DTYPE))
     times = time_sinusoid(np.zeros((1, size)))

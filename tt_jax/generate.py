@@ -216,12 +216,13 @@ def watch(stream: Iterator[Chunk], label: str) -> tuple[Video, dict[str, float]]
 
 def save_videos(path: Path, videos: dict[str, Video]) -> list[Path]:
     """Writes one file per sample: the only run's video, or two runs side by side."""
-    first, *others = videos.values()
+    (left, first), *others = videos.items()
     if not others:
         return first.save(path)
-    labels = tuple(videos)
+    right, second = others[0]
     for i, file in enumerate(first.paths(path)):
-        video.write(file, video.side_by_side(first.frames[i], others[0].frames[i], labels))
+        both = video.side_by_side(first.frames[i], second.frames[i], (left, right))
+        video.write(file, both)
     return first.paths(path)
 
 

@@ -1,6 +1,7 @@
 """The kernels behind `attention`'s door: splash attention on a TPU, cuDNN's on an NVIDIA GPU."""
 
 from functools import partial
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,7 @@ def splash(
         seen = jnp.pad(seen, ((0, 0), (0, keys - s))).astype(jnp.int32)
         segments = SegmentIds(jnp.ones((b, queries), jnp.int32), seen)
     out = jax.vmap(kernel)(padded(q, queries), padded(k, keys), padded(v, keys), segments)
+    out = cast(Array, out)  # it would be a tuple with the logits' sums
     return jnp.swapaxes(out, 1, 2)[:, :t]
 
 
@@ -100,7 +102,7 @@ def cudnn(
     k: Float[Array, "b s n h"],
     v: Float[Array, "b s n h"],
     mask: Bool[Array, "#b 1 s"] | None,
-    implementation: str = "cudnn",
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "b t n h"]:
     """cuDNN's flash attention. A mask would become a bias `[B, N, T, S]` in full, so the keys are
     compacted and their number is given instead."""

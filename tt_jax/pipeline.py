@@ -90,6 +90,7 @@ class Video:
     ) -> "Video":
         """All chunks of a stream as one video; `progress` is called with each of them."""
         frames, starts, records = [], [], []
+        state: State | None = None
         for chunk in chunks:
             if progress is not None:
                 progress(chunk)
@@ -98,6 +99,8 @@ class Video:
             # Without the states: each holds a whole context.
             records.append({k: v for k, v in vars(chunk.rollout).items() if k != "state"})
             state = chunk.state
+        if state is None:
+            raise ValueError("there is no chunk to make a video of.")
         fields = {
             name: jnp.concatenate([record[name] for record in records], axis=1)
             for name in records[0]
@@ -297,6 +300,7 @@ class Pipeline:
             surplus = ready[:, take:]
             if index < chunks - strategy.lag:  # what comes after is made again
                 state = State(out.state, cache, surplus)
+            assert state is not None  # `check` asks for more chunks than are made again
             yield Chunk(number, start, chunks, ready[:, :take], out, state)
             shown += take
 

@@ -4,7 +4,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -79,6 +79,7 @@ def picture(
         write_side(below + drift_tall / 2, "token drift")
         drift, pruned = (np.asarray(x)[sample] for x in (video.rollout.drift, video.rollout.pruned))
         ends = [*video.starts[1:], video.frames.shape[1]]
+        images = []
         for column, chunk in enumerate(chunks):
             x = LEFT + column * (side + GAP)
             frame = (video.starts[chunk] + ends[chunk]) // 2
@@ -87,16 +88,36 @@ def picture(
             where.imshow(video.frames[sample, frame], interpolation="nearest", aspect="auto")
             _bare(where)
             where = axes(x, below, side, drift_tall)
-            image = drift_map(where, drift[chunk], dropped, ceiling)
-            marked = {"color": ABNORMAL, "weight": "bold"} if dropped.any() else {"color": INK}
+            images.append(drift_map(where, drift[chunk], dropped, ceiling))
+            marked: dict[str, Any] = (
+                {"color": ABNORMAL, "weight": "bold"} if dropped.any() else {"color": INK}
+            )
             where.set_xlabel(f"{frame / video.fps:.1f} s", size=8.5, labelpad=3, **marked)
         x = LEFT + len(chunks) * (side + GAP) + 0.07
-        bar = figure.colorbar(image, cax=axes(x, below, 0.12, drift_tall))
+        bar = figure.colorbar(images[-1], cax=axes(x, below, 0.12, drift_tall))
         bar.outline.set_visible(False)
         bar.locator = MaxNLocator(3)
         bar.ax.tick_params(labelsize=7.5, length=2, color=FAINT, labelcolor=INK)
         y += row
     return figure
+
+
+class _Course(NamedTuple):
+    """A run's chunks: where they begin and end, their middles, and what TokenTrim saw in them."""
+
+    edges: Float[np.ndarray, " chunks+1"]
+    middle: Float[np.ndarray, " chunks"]
+    first: Float[np.ndarray, " chunks"]
+    kept: Float[np.ndarray, " chunks"]
+    threshold: Float[np.ndarray, " chunks"]
+    triggered: Bool[np.ndarray, " chunks"]
+
+
+def _course(video: Video, sample: int) -> _Course:
+    edges = np.array([*video.starts, video.frames.shape[1]]) / video.fps
+    names = ("severity", "accepted_severity", "threshold", "triggered")
+    numbers = (np.asarray(getattr(video.rollout, name))[sample] for name in names)
+    return _Course(edges, (edges[:-1] + edges[1:]) / 2, *numbers)
 
 
 def _highest(drift: Float[np.ndarray, "chunks h w"]) -> float:
@@ -124,18 +145,15 @@ def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sampl
     The scale is logarithmic, and says so, where a linear one would press most chunks to its floor.
     """
     handles, values = [], []
-    for (label, video), (colour, width) in zip(runs.items(), RUNS[-len(runs) :], strict=True):
-        first, kept, threshold, triggered = (
-            np.asarray(getattr(video.rollout, name))[sample]
-            for name in ("severity", "accepted_severity", "threshold", "triggered")
-        )
-        edges = np.array([*video.starts, video.frames.shape[1]]) / video.fps
-        middle = (edges[:-1] + edges[1:]) / 2
+    courses = [_course(video, sample) for video in runs.values()]
+    for label, course, (colour, width) in zip(runs, courses, RUNS[-len(runs) :], strict=True):
+        kept = course.kept
         style = {"color": colour, "lw": width, "marker": "o", "ms": 2 * width}
-        axes.plot(middle, kept, zorder=3, **style)
+        axes.plot(course.middle, kept, zorder=3, **style)
         values.append(kept[np.isfinite(kept)])
         handles.append(Line2D([], [], label="severity" if len(runs) == 1 else label, **style))
 
+    edges, middle, first, kept, threshold, triggered = courses[-1]
     tested = np.isfinite(threshold)
     axes.stairs(
         np.where(tested, threshold, np.nan), edges, baseline=None, color=THRESHOLD, lw=1.6, zorder=2

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -136,8 +136,8 @@ def rollout(
     check_request(dit, text, grid, strategy, trim, chunks, initial, noise, state)
     graph, params = nnx.split(dit)
     fresh = state is None
-    if fresh:
-        state = _begin(graph, params, text, key, tuple(grid), strategy, initial)
+    if state is None:  # `cast`, since what `jax.jit` returns has lost its types
+        state = cast(State, _begin(graph, params, text, key, tuple(grid), strategy, initial))
 
     def run(chunks: int, noise: Array | None, state: State) -> Rollout:
         return _rollout(
@@ -146,6 +146,7 @@ def rollout(
 
     if not strategy.lag:
         return run(chunks, noise, state)
+    assert not isinstance(strategy, SelfForcing)  # which finishes what it begins
     before = after = None
     if noise is not None:
         noise = strategy.replay(noise, fresh)
@@ -193,12 +194,15 @@ def stream(
     ready = 0
     if state is None:
         ready = strategy.lag
-        state = _begin(graph, params, text, key, tuple(grid), strategy, initial)
+        state = cast(State, _begin(graph, params, text, key, tuple(grid), strategy, initial))
     resume = state
     for index in range(chunks + strategy.lag):
         if index == chunks:
+            assert not isinstance(strategy, SelfForcing)
             state = strategy.close(state)
-        out = _rollout(graph, params, text, 1, tuple(grid), strategy, trim, None, state, False)
+        out: Rollout = _rollout(
+            graph, params, text, 1, tuple(grid), strategy, trim, None, state, False
+        )
         state = out.state
         if index < chunks:
             resume = state

@@ -50,7 +50,12 @@ def mesh_shape(devices: int, heads: int, batch: int = 1) -> tuple[int, int, int]
     return data, devices // (tensor * data), tensor
 
 
-def make_mesh(heads: int, batch: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    heads: int,
+    batch: int = 1,
+    # jaxlib, where this class comes from, has no types.
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """A mesh of all `devices` (JAX's own if not given), shared out by `mesh_shape`."""
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh_shape(len(devices), heads, batch)

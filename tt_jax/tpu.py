@@ -26,14 +26,17 @@ class Compiled(NamedTuple):
     temporaries: int
 
 
-def devices(machine: Machine) -> list[jax.Device]:
-    """The machine's chips, for the compiler alone. Raises ValueError without the compiler."""
+# The rule: see `sharding.make_mesh`.
+def devices(machine: Machine) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
+    """The machine's chips, for the compiler alone. Raises ValueError without it, or for a GPU."""
     from jax.experimental import topologies
 
     # Else the library looks for a TPU's host, over the network, and complains.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # No chip is taken, so several processes may compile at once.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    if machine.topology is None:
+        raise ValueError(f"the TPU's compiler can't compile for the {machine.chip}.")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=machine.topology)
     except (RuntimeError, ImportError) as error:
@@ -75,6 +78,7 @@ def compile_rollout(
             abstractly(state, mesh), False,
         )  # fmt: skip
         memory = lowered.compile().memory_analysis()
+    assert memory is not None  # a TPU's compiler knows
     return Compiled(
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,

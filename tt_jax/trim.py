@@ -179,9 +179,9 @@ class TokenTrim:
         tokens: of the chunk's frames. before: summary of the chunk before it. context: tokens of
         the cached frames, in the slots that are `filled`. grid: rows and columns of the N tokens.
         """
-        name = self.select if isinstance(self.select, str) else None
+        own = MEASURES.get(self.select) if isinstance(self.select, str) else None
         arrays = jax.lax.stop_gradient((tokens, before, context))
-        return MEASURES.get(name, _paper)(*arrays, filled, grid)
+        return (own or _paper)(*arrays, filled, grid)
 
     def drop(
         self,

@@ -78,7 +78,7 @@ def check_arrays(
             if not np.isfinite(array).all():
                 not_finite.append(path)
             if recorded is not None:
-                digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+                digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
                 if recorded.get(path, {}).get("sha256") != digest.hexdigest():
                     changed.append(path)
     except ModelError as error:

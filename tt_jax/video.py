@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import imageio.v3 as iio
 import numpy as np
+from av.error import FFmpegError
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
@@ -64,7 +65,7 @@ def read(path: Path | str, size: tuple[int, int], limit: int) -> Clip:
         if picture is not None:
             return Clip(_fit(picture, size)[None], (picture.height, picture.width), None)
         return _video(path, size, limit)
-    except (OSError, ValueError, av.FFmpegError, Image.DecompressionBombError):
+    except (OSError, ValueError, FFmpegError, Image.DecompressionBombError):
         raise ValueError(f"{path} is neither a picture nor a video.") from None
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
 from jaxtyping import Float, UInt8, UInt16
 
 CELL = 16  # pixels
@@ -96,7 +98,7 @@ def measure(
     method, flow = optical_flow()
     differences, lengths, sharp = [], [], []
     cells: list[np.ndarray] = []  # per second, sums over its frames
-    before = small_before = None
+    before: tuple[np.ndarray, np.ndarray] | None = None  # the last frame, and its small luma
     for i, frame in enumerate(frames):
         if min(frame.shape[:2]) < CELL:
             raise ValueError(f"{name} must have at least {CELL}x{CELL} pixels.")
@@ -104,10 +106,10 @@ def measure(
         small = block_means(luma, max(1, min(luma.shape) // FLOW_SIDE))
         if before is not None:
             # In int16, where nothing wraps around, the sum in integers: exact.
-            apart = np.abs(frame.astype(np.int16) - before)
+            apart = np.abs(frame.astype(np.int16) - before[0])
             differences.append(float(apart.sum(dtype=np.int64)) / apart.size)
-            lengths.append(flow(small_before, small) / small.shape[0])
-        before, small_before = frame, small
+            lengths.append(flow(before[1], small) / small.shape[0])
+        before = frame, small
         sharp.append(sharpness(luma))
         if i // fps == len(cells):
             cells.append(np.zeros((frame.shape[0] // CELL, frame.shape[1] // CELL, 3), np.int64))
@@ -116,9 +118,9 @@ def measure(
     seconds = int(len(sharp) // fps)
     if seconds < SHORTEST:
         raise ValueError(f"{name} is shorter than three seconds.")
-    second = np.arange(len(sharp)) // fps
+    second = np.array([i // fps for i in range(len(sharp))], np.int64)
     inside = second < seconds
-    second = second[inside].astype(np.int64)
+    second = second[inside]
     counts = np.bincount(second)
 
     def per_second(of_frame: list[float]) -> Float[np.ndarray, " seconds"]:
@@ -188,7 +190,7 @@ def optical_flow() -> tuple[str, Flow]:
     blocks, which misses motion faster than two pixels of the reduced frame.
     """
     try:
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]  (an extra of its own)
     except ImportError:
         return "Lucas-Kanade", lucas_kanade
 
@@ -202,7 +204,8 @@ def optical_flow() -> tuple[str, Flow]:
 
 def lucas_kanade(before: Float[np.ndarray, "h w"], after: Float[np.ndarray, "h w"]) -> float:
     """Mean length of the flow that explains each 8x8 block's change best, to first order."""
-    down, right = np.gradient((before + after) / 2)
+    middle = (before + after) / 2
+    down, right = (np.gradient(middle, axis=axis) for axis in (0, 1))
     change = after - before
     products = (right * right, right * down, down * down, right * change, down * change)
     xx, xy, yy, xt, yt = (block_means(p, FLOW_CELL) for p in products)
@@ -227,6 +230,7 @@ def read_header(path: Path) -> Header:
     with _open(path) as file:
         stream = file.streams.video[0]
         duration = file.duration and file.duration / av.time_base
+        assert stream.average_rate is not None  # `_open` has looked
         return Header(stream.average_rate, duration)
 
 
@@ -238,15 +242,15 @@ def read_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         try:
             for frame in file.decode(stream):
                 yield frame.to_ndarray(format="rgb24")
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise ValueError(f"{path} is damaged: {error.strerror}.") from None
 
 
-def _open(path: Path) -> av.container.InputContainer:
+def _open(path: Path) -> InputContainer:
     """The file, if it holds a video with a frame rate."""
     try:
         file = av.open(path)
-    except (OSError, ValueError, av.FFmpegError):
+    except (OSError, ValueError, FFmpegError):
         raise ValueError(f"{path} is no video.") from None
     # FFmpeg also takes plain text for a video, of a terminal.
     if file.streams.video and file.format.name != "tty" and file.streams.video[0].average_rate:

@@ -128,7 +128,8 @@ def picture(measured: Mapping[str, Measures]) -> Figure:
     figure = Figure(figsize=(9, 1.9 * len(CURVES) + 0.6), dpi=150, layout="constrained")
     colours = matplotlib.color_sequences["petroff10"]
     flow = next(iter(measured.values())).flow
-    for axes, name in zip(figure.subplots(len(CURVES), sharex=True), CURVES, strict=True):
+    rows = figure.subplots(len(CURVES), sharex=True)
+    for axes, name in zip(rows, CURVES, strict=True):
         for i, (label, m) in enumerate(measured.items()):
             curve = m.curves[name]
             middle = [second + 0.5 for second in range(len(curve))]
@@ -148,9 +149,9 @@ def picture(measured: Mapping[str, Measures]) -> Figure:
         axes.grid(axis="y", color="#E6E6E6", lw=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(plots.FAINT)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("time in the video, seconds", size=9, color=plots.INK)
-    handles, names = axes.get_legend_handles_labels()
+    rows[-1].set_xlim(left=0)
+    rows[-1].set_xlabel("time in the video, seconds", size=9, color=plots.INK)
+    handles, names = rows[-1].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside upper left", ncols=min(3, len(names)), frameon=False,
         fontsize=9, labelcolor=plots.INK,

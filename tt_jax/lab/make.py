@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from tt_jax.lab.spec import WORLD_PROMPTS, Cell
+from tt_jax.lab.spec import WORLD_PROMPTS, Cell, Plant
 from tt_jax.lab.stress import corrupt, planted_tokens
 from tt_jax.models.presets import FPS, ModelConfig
 from tt_jax.pipeline import Chunk, Pipeline, Video, frame_count
@@ -105,9 +105,9 @@ def _ends(cell: Cell, config: ModelConfig) -> list[int]:
     return [(index + 1) * step - stride + 1 for index in range(chunks)]
 
 
-def plant_chunk(cell: Cell, config: ModelConfig) -> int:
+def plant_chunk(cell: Cell, plant: Plant, config: ModelConfig) -> int:
     """The first chunk that the cell's stress has made with a corrupted memory."""
-    frame = frame_count(cell.stress.plant.second)
+    frame = frame_count(plant.second)
     return 1 + next(i for i, end in enumerate(_ends(cell, config)) if end >= frame)
 
 
@@ -132,15 +132,16 @@ def make(cell: Cell, pipe: Pipeline) -> Made:
 
 def planted(cell: Cell, config: ModelConfig) -> Planted | None:
     """Where and when the cell's stress plants a corruption, if it does."""
-    if cell.stress.plant is None:
+    plant = cell.stress.plant
+    if plant is None:
         return None
     host, grid = strategy(cell, config), token_grid(config)
     tokens = np.zeros(grid[0] * grid[1], bool)
-    tokens[planted_tokens(cell.stress.plant, grid)] = True
+    tokens[planted_tokens(plant, grid)] = True
     # Rolling Forcing keeps one chunk for good, its anchor.
     sink = getattr(host, "sink", host.chunk)
     kept = (host.slots - sink) // host.chunk
-    return Planted(tokens, plant_chunk(cell, config), kept)
+    return Planted(tokens, plant_chunk(cell, plant, config), kept)
 
 
 def chunks(cell: Cell, pipe: Pipeline) -> Iterator[Chunk]:
@@ -157,12 +158,14 @@ def chunks(cell: Cell, pipe: Pipeline) -> Iterator[Chunk]:
     if plant is None:
         yield from stream
         return
-    shown = 0
-    for chunk in itertools.islice(stream, plant_chunk(cell, pipe.config)):
+    shown, state = 0, None
+    for chunk in itertools.islice(stream, plant_chunk(cell, plant, pipe.config)):
         yield chunk
         shown += chunk.frames.shape[1]
-    inner = corrupt(chunk.state.rollout, plant, token_grid(pipe.config), host.chunk)
-    state = dataclasses.replace(chunk.state, rollout=inner)
+        state = chunk.state
+    assert state is not None  # there is a chunk before the first that can be corrupted
+    inner = corrupt(state.rollout, plant, token_grid(pipe.config), host.chunk)
+    state = dataclasses.replace(state, rollout=inner)
     rest = (frame_count(cell.seconds) - shown) / FPS
     for chunk in pipe.stream(text, seconds=rest, state=state, **request):
         yield dataclasses.replace(chunk, start=chunk.start + shown)

@@ -51,6 +51,7 @@ def _video(cell: Cell, made: Made, sample: int, prompt: str, known: bool) -> lis
         }
         if known:
             plant = cell.stress.plant
+            assert plant is not None  # it is what was planted
             error = truth.place_error(frames, prompt, plant.rows, plant.columns, made.grid)
             seconds = len(error) // FPS
             curves["place_error"] = error[: seconds * FPS].reshape(seconds, FPS).mean(axis=1)

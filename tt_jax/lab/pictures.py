@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 
 from tt_jax import plots
 from tt_jax.lab.compare import CURVES, Comparison, Measure, at_end, over_all
@@ -23,7 +24,7 @@ DRIFT = Measure("histogram drift: end", at_end("histogram_drift"))
 MOTION = Measure("motion, % of the height a second", over_all("motion"))
 
 
-def styles(arms: list[str]) -> dict[str, tuple[str, float]]:
+def styles(arms: list[str]) -> dict[str, tuple[ColorType, float]]:
     """Colour and width of each arm's lines; the first is grey and wide, to show below others."""
     sequence = matplotlib.color_sequences["petroff10"]
     others = {arm: (sequence[i % len(sequence)], 1.5) for i, arm in enumerate(arms[1:])}
@@ -69,7 +70,8 @@ def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) ->
     for arm, (colour, width) in styles(list(comparison.videos)).items():
         drifts = bootstrap(comparison.values(arm, DRIFT))
         motion = bootstrap(comparison.values(arm, MOTION))
-        time = Interval(*[np.asarray(times[arm])] * 3, motion.count)
+        taken = np.asarray(times[arm])
+        time = Interval(taken, taken, taken, motion.count)
         for axes, across in ((left, motion), (right, time)):
             axes.errorbar(
                 across.mean, drifts.mean, xerr=_arms(across), yerr=_arms(drifts), color=colour,

@@ -48,6 +48,10 @@ def run(
     record.save(folder / store.RECORD, about)
     finished = {cell: store.read_cell(folder, names[cell]) for cell in experiment.cells}
     started = time.perf_counter()
+
+    def write_tables() -> None:
+        store.write_tables(folder, [(c, found) for c, found in finished.items() if found])
+
     for number, cell in enumerate(experiment.cells, 1):
         # Two arms of the same settings are the same cell under two names.
         finished[cell] = finished[cell] or store.read_cell(folder, names[cell])
@@ -61,9 +65,9 @@ def run(
         # As if it were read again, so that a resumed run's tables are the same.
         store.write_cell(folder, names[cell], Finished(made.seconds, observe(cell, made)))
         finished[cell] = store.read_cell(folder, names[cell])
-        store.write_tables(folder, [(c, found) for c, found in finished.items() if found])
+        write_tables()
         say(f"{number}/{len(experiment.cells)} {describe(cell)}: {made.seconds:.0f} s")
-    store.write_tables(folder, finished.items())
+    write_tables()
     return True
 
 

@@ -13,6 +13,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from tt_jax.pipeline import check_prompts, frame_count
@@ -278,7 +279,9 @@ def _any(value: Any) -> Any:
     return value
 
 
-def _of(kind: type, words: str, test: Callable[[Any], bool] = lambda value: True) -> Reader:
+def _of(
+    kind: type | UnionType, words: str, test: Callable[[Any], bool] = lambda value: True
+) -> Reader:
     """A reader of one kind of value; raises TypeError with what it must be."""
 
     def read(value: Any) -> Any:

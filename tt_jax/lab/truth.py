@@ -58,7 +58,7 @@ def object_tokens(
     (y, tall), (x, wide) = (_cells(count) for count in grid)
     right = np.maximum(np.abs(x - centre[there, 0, None]) - wide / 2, 0)[:, None, :]
     down = np.maximum(np.abs(y - centre[there, 1, None]) - tall / 2, 0)[:, :, None]
-    return (np.hypot(right, down) < radius[there, None, None]).any(axis=0)
+    return np.any(np.hypot(right, down) < radius[there, None, None], axis=0)
 
 
 def _cells(count: int) -> tuple[Float[np.ndarray, " count"], float]:

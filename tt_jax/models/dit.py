@@ -177,7 +177,8 @@ class DiT(nnx.Module):
     ) -> tuple[Float[Array, "#b f d"], Float[Array, "#b f 6 d"]]:
         """Embedding of the noise levels and its six modulations; at least float32."""
         first, second, last = (
-            (wide(part.kernel[...]), wide(part.bias[...]))
+            # Each of them has a bias.
+            (wide(part.kernel[...]), wide(part.bias[...]))  # pyright: ignore[reportOptionalSubscript]
             for part in (self.time_embedding.fc1, self.time_embedding.fc2, self.time_projection)
         )
         hidden = jax.nn.silu(wide(sinusoid).astype(first[0].dtype) @ first[0] + first[1])

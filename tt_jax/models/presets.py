@@ -28,9 +28,7 @@ PRESETS = {
     "wan2.1-1.3b": ModelConfig(DiTConfig.wan_1_3b(), VAEConfig(), TextConfig.umt5_xxl()),
     "wan2.1-14b": ModelConfig(DiTConfig.wan_14b(), VAEConfig(), TextConfig.umt5_xxl()),
     "shapes": ModelConfig(
-        DiTConfig(
-            dim=192, ffn_dim=512, layers=6, heads=3, channels=8, text_dim=96, text_len=40
-        ),
+        DiTConfig(dim=192, ffn_dim=512, layers=6, heads=3, channels=8, text_dim=96, text_len=40),
         VAEConfig(
             dim=16,
             latent_channels=8,

@@ -204,25 +204,26 @@ class Upsample(nnx.Module):
         )
         self.space = Conv(dim, dim // 2, (1, 3, 3), dtype=dtype, rngs=rngs)
 
-    def _double(
-        self, x: Float[Array, "b T h w c"], past: Cache
-    ) -> tuple[Float[Array, "b 2*T h w c"], Cache]:
-        b, t, h, w, c = x.shape
-        y, past = self.time(x, past)
-        y = jnp.moveaxis(y.reshape(b, t, h, w, 2, c), 4, 2)
-        return y.reshape(b, 2 * t, h, w, c), past
-
     def __call__(
         self, x: Float[Array, "b T h w c"], past: Cache = None
     ) -> tuple[Float[Array, "b T2 2*h 2*w c//2"], Cache]:
         if self.time is not None and past is not None:
-            x, past = self._double(x, past)
+            x, past = _double(self.time, x, past)
         elif self.time is not None:
             # Wan's convolution never sees the first frame: the second one has zeros before it.
-            rest, past = self._double(x[:, 1:], None)
+            rest, past = _double(self.time, x[:, 1:], None)
             x = jnp.concatenate([x[:, :1], rest], axis=1)
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
         return self.space(x)[0], past
+
+
+def _double(
+    time: Conv, x: Float[Array, "b T h w c"], past: Cache
+) -> tuple[Float[Array, "b 2*T h w c"], Cache]:
+    b, t, h, w, c = x.shape
+    y, past = time(x, past)
+    y = jnp.moveaxis(y.reshape(b, t, h, w, 2, c), 4, 2)
+    return y.reshape(b, 2 * t, h, w, c), past
 
 
 class Middle(nnx.Module):

@@ -7,6 +7,7 @@ Euclidean distances of RGB in [0, 1].
 
 from dataclasses import dataclass, fields
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -252,7 +253,7 @@ def _fit(cover, known):
     weight = 1 if known is None else known
     fits = []
     for shape in SHAPES:
-        template = 0
+        template: Any = 0
         for _ in range(1 if known is None else 1 + _FILLS):
             filled = cover * weight + template * (1 - weight)
             area = np.maximum(filled.sum(axis=(1, 2)), 1)
@@ -265,7 +266,9 @@ def _fit(cover, known):
         off = (np.abs(template - cover) * weight).sum(axis=(1, 2))
         either = (np.maximum(template, cover) * weight).sum(axis=(1, 2))
         share = (template * weight).sum(axis=(1, 2)) / np.maximum(template.sum(axis=(1, 2)), 1)
-        fits.append((np.stack([x, y], axis=1), radius, off / np.maximum(either, 1), share))
+        # There is at least one round.
+        circle = (np.stack([x, y], axis=1), radius)  # pyright: ignore[reportPossiblyUnboundVariable]
+        fits.append((*circle, off / np.maximum(either, 1), share))
     middle, radius, misfit, share = (np.stack(values, axis=1) for values in zip(*fits, strict=True))
     best = misfit.argmin(axis=1)
     row = np.arange(len(cover))
@@ -315,10 +318,10 @@ def judge(
         result["background"] = list(BACKGROUNDS)[_mode(seen.background)] == said.background
     if said.camera:
         result["camera"] = _camera(seen.slide[: FPS + 1]) == said.camera
-    shown = [_describe(seen, slot) for slot in slots]
+    described = [_describe(seen, slot) for slot in slots]
     present = (seen.pieces > 0).mean(axis=0) > 0.5
     for thing, slot, (shape, size, direction, speed) in zip(
-        said.objects, slots, shown, strict=True
+        said.objects, slots, described, strict=True
     ):
         there = slot is not None
         checks = {

@@ -35,7 +35,7 @@ def optimizer(rate: optax.Schedule) -> optax.GradientTransformation:
     On these few steps Muon is worth several times as many of Adam.
     """
 
-    def dimensions(params: Params) -> Any:
+    def dimensions(params: optax.Params) -> Any:
         def pick(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
             if path[-1].key != "kernel" or leaf.ndim not in (3, 5) or min(leaf.shape[-2:]) < 8:
                 return None
@@ -113,7 +113,7 @@ def run_stage(
     done = [step for step in done if step <= steps]
     if done:
         leaves, structure = jax.tree.flatten(state)
-        stored = ocp.load(saves / str(done[-1]), dict(enumerate_leaves(leaves)))
+        stored = ocp.load(str(saves / str(done[-1])), dict(enumerate_leaves(leaves)))
         state = jax.tree.unflatten(structure, [stored[key] for key in sorted(stored)])
     recent: list[dict] = []
     for step in range(done[-1] if done else 0, steps):
@@ -129,7 +129,7 @@ def run_stage(
             recent = []
         if (step + 1) % save_every == 0 or step + 1 == steps:
             leaves = jax.tree.leaves(state)
-            ocp.save(saves / str(step + 1), dict(enumerate_leaves(leaves)), overwrite=True)
+            ocp.save(str(saves / str(step + 1)), dict(enumerate_leaves(leaves)), overwrite=True)
     return state["average"]
 
 

@@ -307,6 +307,7 @@ def train_dit(
         text = nnx.merge(text_graph, params["text"])(ids, mask)
         dit = nnx.merge(dit_graph, params["dit"])
         if context is None:
+            assert seen is not None  # given in place of a context
             mean = window_loss(dit, text, latents, noise, sigma, sinusoid, weight, seen)
             return mean, {"window" if seen.shape[1] > 1 else "first": mean}
         clean = jnp.asarray(time_sinusoid(np.zeros((1, context.shape[1]))))

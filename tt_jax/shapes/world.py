@@ -113,7 +113,7 @@ class Facts:
 
 def velocity(direction: str | None, speed: str | None) -> tuple[float, float]:
     """(x, y) pixels a frame of a direction and a speed; zero for None."""
-    if direction is None:
+    if direction is None or speed is None:
         return 0.0, 0.0
     dx, dy = DIRECTIONS[direction]
     scale = SPEEDS[speed] / math.hypot(dx, dy)
@@ -229,7 +229,7 @@ def _motion(rng, size, speeds, still):
 
 def _place(rng, kinds):
     """Radii and first positions, apart from one another for most of the first three seconds."""
-    best, least = None, math.inf
+    best, least = (), math.inf
     for _ in range(40):
         things = []
         for shape, colour, size, direction, speed in kinds:

@@ -7,7 +7,7 @@ velocity as it was predicted before.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,6 @@ class FlowMo:
             adam = optax.adam(self.rate)
             with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction is 0.9 ** count
                 update, _ = adam.update(slope, adam.init(noisy))
-            return optax.apply_updates(noisy, update), velocity
+            return cast(Array, optax.apply_updates(noisy, update)), velocity
 
         return jax.lax.cond(active, move, lambda noisy: (noisy, predict(noisy)), noisy)

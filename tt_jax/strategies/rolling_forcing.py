@@ -101,7 +101,7 @@ class RollingForcing:
 
     def close(self, state: State) -> State:
         """From here on no new block enters the window."""
-        return dataclasses.replace(state, flight=Flight(state.flight.x0, state.chunk))
+        return dataclasses.replace(state, flight=Flight(_flight(state).x0, state.chunk))
 
     def check(self, chunks: int, trim: TokenTrim, given: int) -> None:
         """Raises ValueError if a rollout of `chunks` blocks after `given` frames can't be."""
@@ -156,7 +156,7 @@ class RollingForcing:
 
         What is returned for a window that isn't full yet (the first four) has no meaning.
         """
-        size, flight, patch = self.chunk, state.flight, dit.config.patch
+        size, flight, patch = self.chunk, _flight(state), dit.config.patch
         leaves = state.chunk >= self.lag
         window = self._denoise(dit, text, state, remat)
 
@@ -191,7 +191,7 @@ class RollingForcing:
 
     def _denoise(self, dit: DiT, text: KV, state: State, remat: bool):
         """The window's pass: from the context's mask and noise to every block's x0."""
-        size, context, flight = self.chunk, state.context, state.flight
+        size, context, flight = self.chunk, state.context, _flight(state)
         block = state.chunk - self.lag + jnp.arange(len(self.steps))
         present = (block >= 0) & (block < flight.end)
         own = jnp.repeat(present, size * context.valid.shape[2])
@@ -250,3 +250,9 @@ class RollingForcing:
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, self.chunk))))
         _, kv = dit(x0, sinusoid, text, frames, past, mask, remat=remat)
         return ctx.append(context, kv, measure.frame_tokens(x0, patch), frames)
+
+
+def _flight(state: State) -> Flight:
+    if state.flight is None:
+        raise ValueError("Rolling Forcing can't continue what another strategy began.")
+    return state.flight

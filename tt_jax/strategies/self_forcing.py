@@ -128,9 +128,9 @@ class SelfForcing:
         def step(x0: Array, inputs: tuple) -> tuple[Array, None]:
             # The loop is always over all steps, so that XLA makes one and the same program of it:
             # where it is parted in two, the results are those of the whole, bit for bit.
-            index, *inputs = inputs
+            index, *rest = inputs
             due = (index >= first) & (index < stop)
-            return jax.lax.cond(due, denoise, lambda x0, *_: x0, x0, *inputs), None
+            return jax.lax.cond(due, denoise, lambda x0, *_: x0, x0, *rest), None
 
         guided = jnp.zeros(len(levels), bool)
         if self.guidance is not None:
