@@ -32,7 +32,7 @@ from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.vae import VAE, VAEConfig
 from tt_jax.operations import cost
 from tt_jax.pipeline import _decode
-from tt_jax.rollout import _begin, _rollout
+from tt_jax.rollout import _begin, _copy, _rollout
 from tt_jax.strategies.state import State
 
 FRAMES = 12  # of a chunk, decoded
@@ -92,7 +92,7 @@ def table(options: argparse.Namespace) -> Iterator[str]:
             program = _rollout.lower(
                 graph, params, text, options.chunks, grid, strategy, trim, None, state, False
             ).compile()
-        return lambda: program(params, text, trim, None, state).latents
+        return lambda: program(params, text, trim, None, _copy(state)).latents
 
     state = jax.eval_shape(lambda: _begin(graph, params, text, key, grid, strategy, None))
 

@@ -30,7 +30,7 @@ def latents(shape: tuple[int, ...]) -> np.ndarray:
             chunks=7, grid=(8, 8), strategy=SelfForcing(window=9), trim=TokenTrim(p=0.2, lam=-1e2),
         )  # fmt: skip
         shard = out.state.context.k.addressable_shards[0].data.shape
-        assert shard[1] == 2 // shape[0] and shard[4] == 2 // shape[2], shard
+        assert shard[1] == 2 // shape[0] and shard[3] == 2 // shape[2], shard
         return multihost_utils.process_allgather(out.latents, tiled=True)
 
 

@@ -12,8 +12,9 @@ from parity import converted, distance
 from safetensors.numpy import load_file
 
 from convert.dit import native
-from tt_jax import SelfForcing, TokenTrim, rollout
+from tt_jax import RollingForcing, SelfForcing, TokenTrim, rollout
 from tt_jax.attention import rotate, rotation
+from tt_jax.checkpoint import abstract
 from tt_jax.files import whole
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.rollout import _begin, _rollout, join, stream
@@ -96,6 +97,35 @@ def test_1_memory_does_not_grow_with_chunks(dit, text, batch):
     assert long - short <= (long_out - short_out) + 0.01 * short
 
 
+STRATEGIES = [SelfForcing(), SelfForcing(sink=3, relative=True), RollingForcing()]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=["absolute", "relative", "rolling"])
+def test_1_the_kv_buffer_is_updated_in_place(strategy):
+    """What a layer adds beside its part of the buffer: its keys and values of the new frames."""
+    grid = (16, 16)
+
+    def memory(layers):
+        config = dataclasses.replace(CONFIG, layers=layers)
+        graph, params = nnx.split(abstract("dit", config, jnp.float32))
+        text = jax.ShapeDtypeStruct((1, config.text_len, config.text_dim), jnp.float32)
+        state = jax.eval_shape(
+            lambda params, text: _begin(
+                graph, params, text, jax.random.key(0), grid, strategy, None
+            ),
+            params, text,
+        )  # fmt: skip
+        lowered = _rollout.lower(
+            graph, params, text, 8, grid, strategy, TokenTrim(), None, state, False
+        )
+        used = lowered.compile().memory_analysis()
+        new = used.output_size_in_bytes - used.alias_size_in_bytes
+        return used.temp_size_in_bytes + new, 2 * 4 * state.context.k.size
+
+    (few, part), (many, whole) = memory(1), memory(9)
+    assert many - few <= 0.25 * (whole - part)
+
+
 @pytest.mark.parametrize("frame", [0, 4095, 4096, 5000, 100_000, 16_000_000])
 def test_1_frame_positions_have_no_end(frame):
     cos, sin = jax.jit(lambda f: rotation(f, 2, 3, 128))(jnp.array([frame], jnp.int32))
@@ -112,7 +142,7 @@ def test_2_poisoned_entries_change_nothing(dit, text):
     state = run(dit, text).state
     context = state.context
     assert not context.valid.all(), "nothing was pruned, so nothing is tested"
-    hole = ~context.valid[None, ..., None, None]
+    hole = ~context.valid.reshape(1, len(context.valid), -1, 1, 1)
     poisoned = dataclasses.replace(
         context, k=jnp.where(hole, 1e4, context.k), v=jnp.where(hole, -1e4, context.v)
     )
@@ -201,6 +231,32 @@ def test_5_streaming_equals_the_scan(dit, text):
     assert len(parts) == 5
     assert_same(out, join(parts, state=parts[-1].state))
     assert equal(out.state, parts[-1].state)
+
+
+def test_5_key_and_state_stay_the_callers(dit, text):
+    """A rollout gives the memory of its own states away, not that of what it got or returned."""
+    settings = {"grid": GRID, "strategy": STRATEGY, "trim": EAGER}
+    key = jax.random.key(0)
+    first = rollout(dit, text, key, chunks=5, **settings)
+    one, two = (rollout(dit, text, key, chunks=5, state=first.state, **settings) for _ in range(2))
+    assert equal(one.latents, two.latents)
+    parts = list(stream(dit, text, key, chunks=2, state=first.state, **settings))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((key, first, one, parts)))
+
+
+def test_5_vmap_equals_a_rollout_each(dit, text):
+    """Inside a transformation, where no memory can be given away."""
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def latents(key):
+        return rollout(
+            dit, text, key, chunks=2, grid=GRID, strategy=STRATEGY, trim=TokenTrim.off()
+        ).latents
+
+    both = jax.vmap(latents)(keys)
+    for i in range(2):
+        one = latents(keys[i])
+        assert np.linalg.norm(both[i] - one) <= 1e-6 * np.linalg.norm(one)
 
 
 # --- 6: samples are independent -----------------------------------------------------------------

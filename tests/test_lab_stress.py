@@ -31,6 +31,12 @@ def state(batch=2, seed=0):
     return dataclasses.replace(made, context=context)
 
 
+def by_slot(state):
+    """The cached values `[L, B, S, P, N, H]`."""
+    v = np.asarray(state.context.v)
+    return v.reshape(*v.shape[:2], *state.context.valid.shape[1:], *v.shape[3:])
+
+
 def test_planted_tokens():
     assert planted_tokens(PLANT, GRID).tolist() == PLACES
     with pytest.raises(ValueError, match="within the 2x4 tokens"):
@@ -40,7 +46,7 @@ def test_planted_tokens():
 def test_only_the_newest_chunks_values_change_and_only_there():
     before = state()
     after = corrupt(before, PLANT, GRID, 3)
-    changed = np.asarray(after.context.v != before.context.v).any(axis=(0, 4, 5))
+    changed = (by_slot(after) != by_slot(before)).any(axis=(0, 4, 5))
     expected = np.zeros((2, 6, 16), bool)
     expected[:, :3, PLACES] = True
     np.testing.assert_array_equal(changed, expected)
@@ -55,14 +61,14 @@ def test_the_noise_is_around_the_values_own_mean_and_strength_times_as_wide():
     before = state()
     for strength in (0.5, 2.0):
         plant = dataclasses.replace(PLANT, strength=strength)
-        planted = np.asarray(corrupt(before, plant, GRID, 3).context.v)[:, :, :3, PLACES]
+        planted = by_slot(corrupt(before, plant, GRID, 3))[:, :, :3, PLACES]
         assert planted.mean() == pytest.approx(5.0, abs=0.1)
         assert planted.std() == pytest.approx(0.5 * strength, rel=0.1)
 
 
 def test_a_samples_corruption_is_its_own():
-    two, one = (np.asarray(corrupt(state(b), PLANT, GRID, 3).context.v) for b in (2, 1))
+    two, one = (by_slot(corrupt(state(b), PLANT, GRID, 3)) for b in (2, 1))
     np.testing.assert_array_equal(two[:, :1], one)
     assert not np.isclose(two[:, 0, :3, PLACES], two[:, 1, :3, PLACES]).any()
-    other = np.asarray(corrupt(state(1, seed=1), PLANT, GRID, 3).context.v)
+    other = by_slot(corrupt(state(1, seed=1), PLANT, GRID, 3))
     assert not np.isclose(one[:, :, :3, PLACES], other[:, :, :3, PLACES]).any()

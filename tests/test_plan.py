@@ -14,6 +14,7 @@ from tt_jax.machines import MACHINES
 from tt_jax.models.dit import DiTConfig
 from tt_jax.models.presets import PRESETS
 from tt_jax.operations import cost
+from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 
 
@@ -151,3 +152,17 @@ def test_a_small_rollout_compiles_for_a_tpu(tpu_mesh, chips):
     )
     weights = sum(leaf.size for leaf in shapes("dit", TINY.dit).values()) * 2
     assert memory.arguments > weights / chips and memory.temporaries > 0
+
+
+@pytest.mark.parametrize("strategy", [SelfForcing(), RollingForcing()], ids=["self", "rolling"])
+def test_a_tpu_updates_the_kv_buffer_in_place(tpu_mesh, strategy):
+    """What a layer adds beside weights and buffer: its keys and values of the new frames."""
+    mesh = tpu_mesh(1, heads=3)
+
+    def memory(layers):
+        config = DiTConfig(dim=384, ffn_dim=512, layers=layers, heads=3, text_dim=64, text_len=128)
+        used = tpu.compile_rollout(config, strategy, mesh, chunks=8, grid=(32, 32))
+        return used.outputs + used.temporaries
+
+    buffer = 2 * 2 * 384 * strategy.slots * 16**2  # of one layer: keys and values, two bytes each
+    assert memory(10) - memory(2) <= 8 * 0.25 * buffer

@@ -6,6 +6,9 @@ that isn't valid (never written, or pruned) is masked out of attention. The mask
 numbers stand once for all layers and heads.
 
 Axes: L layers, B batch, S slots, P tokens of a frame, N heads, H head width, D token width.
+
+Keys and values are a row of S P tokens, as the transformer reads them: split into slots and tokens
+a TPU would lay the buffer out otherwise in memory than the rollout's loop does, and copy all of it.
 """
 
 import dataclasses
@@ -14,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from tt_jax.attention import rotate, rotation
 from tt_jax.layers import wide_dtype
 from tt_jax.models.dit import KV
 
@@ -25,8 +27,8 @@ class Context:
     """The buffer. Every operation returns a new one of the same shapes."""
 
     # Keys, rotated or not as the strategy reads them, and values.
-    k: Float[Array, "l b s p n h"]
-    v: Float[Array, "l b s p n h"]
+    k: Float[Array, "l b t n h"]
+    v: Float[Array, "l b t n h"]
     # The latent tokens that the entries were made from: what drift is measured on.
     tokens: Float[Array, "b s p d"]
     # Which entries may be attended.
@@ -42,9 +44,8 @@ class Context:
 
     @property
     def keys_values(self) -> KV:
-        """All slots as one row of tokens, `[L, B, S P, N, H]`, as the transformer reads them."""
-        shape = (*self.k.shape[:2], -1, *self.k.shape[4:])
-        return KV(self.k.reshape(shape), self.v.reshape(shape))
+        """Of all slots, `[L, B, S P, N, H]`."""
+        return KV(self.k, self.v)
 
 
 def empty(
@@ -60,7 +61,7 @@ def empty(
     dtype: DTypeLike,
 ) -> Context:
     """A buffer without any frame; keys and values in `dtype`."""
-    shape = (layers, batch, slots, tokens, heads, head_dim)
+    shape = (layers, batch, slots * tokens, heads, head_dim)
     return Context(
         k=jnp.zeros(shape, dtype),
         v=jnp.zeros(shape, dtype),
@@ -82,29 +83,23 @@ def append(
     Their entries are valid, whatever was dropped at their positions before.
     kv: keys and values of the F frames, `[L, B, F P, N, H]`. frames: their indices.
     """
-    layers, batch, slots, per_frame, *head = context.k.shape
-    shape = (layers, batch, frames.shape[0], per_frame, *head)
-    k, v = (part.reshape(shape).astype(context.k.dtype) for part in kv)
+    batch, slots, per_frame = context.valid.shape
+    k, v = (part.astype(context.k.dtype) for part in kv)
     ring = slots - context.sink
     slot = jnp.where(frames < context.sink, frames, context.sink + (frames - context.sink) % ring)
     put = jax.lax.dynamic_update_index_in_dim
+    put_row = jax.lax.dynamic_update_slice_in_dim
     values = {"k": context.k, "v": context.v, "tokens": context.tokens}
     valid, frame, dtype = context.valid, context.frame, context.tokens.dtype
     # One slice a frame, not one scatter: XLA then updates the scan's carry in place.
     for i in range(frames.shape[0]):
-        values["k"] = put(values["k"], k[:, :, i], slot[i], 2)
-        values["v"] = put(values["v"], v[:, :, i], slot[i], 2)
+        own, start = slice(i * per_frame, (i + 1) * per_frame), slot[i] * per_frame
+        values["k"] = put_row(values["k"], k[:, :, own], start, 2)
+        values["v"] = put_row(values["v"], v[:, :, own], start, 2)
         values["tokens"] = put(values["tokens"], tokens[:, i].astype(dtype), slot[i], 1)
         valid = put(valid, jnp.ones((batch, per_frame), bool), slot[i], 1)
         frame = put(frame, frames[i].astype(jnp.int32), slot[i], 0)
     return dataclasses.replace(context, **values, valid=valid, frame=frame)
-
-
-def turned(context: Context, positions: Int[Array, " s"], grid: tuple[int, int]) -> KV:
-    """Like `keys_values`, of keys that were cached without rotation: each slot's are rotated to the
-    frame index given for it. grid: rows and columns of a frame's tokens."""
-    past = context.keys_values
-    return KV(rotate(past.k, rotation(positions, *grid, past.k.shape[-1])), past.v)
 
 
 def prunable(context: Context, prune_sink: bool) -> Bool[Array, " s"]:

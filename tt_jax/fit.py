@@ -35,7 +35,7 @@ class Need:
 
     weights: int  # of the transformer
     state: int  # with the K/V buffer
-    following: int  # the state after it, and what is recorded
+    made: int  # latents and records
     vae: int  # weights, cache and activations of one step; each chip decodes for itself
     temporaries: int
     text: int  # weights of the text encoder
@@ -43,7 +43,7 @@ class Need:
     @property
     def generating(self) -> int:
         """All but the text encoder."""
-        return self.weights + self.state + self.following + self.vae + self.temporaries
+        return self.weights + self.state + self.made + self.vae + self.temporaries
 
     @property
     def most(self) -> int:
@@ -135,11 +135,12 @@ def estimate(asked: Request) -> Need:
     memory = plan.estimate(
         config, DTYPE, asked.strategy, size=asked.size, frames=asked.frames, batch=1
     )
-    state = memory.context // 2 // tensor
+    height, width = asked.grid
+    latents = asked.chunks * asked.strategy.chunk * height * width * config.dit.channels
     return Need(
         weights=weights("dit"),
-        state=state,
-        following=state,
+        state=memory.context // 2 // tensor,
+        made=latents * np.dtype(np.float32).itemsize,
         vae=weights("vae") + memory.vae,
         temporaries=memory.transformer // (sequence * tensor),
         text=weights("text"),
@@ -164,7 +165,7 @@ def compiled(asked: Request, guess: Need) -> Need:
     return dataclasses.replace(
         guess,
         state=memory.arguments - guess.weights,
-        following=memory.outputs,
+        made=memory.outputs,
         temporaries=memory.temporaries,
     )
 
@@ -241,10 +242,11 @@ def table(asked: Request, need: Need, spent: float | None) -> Iterator[str]:
     rows = (
         ("transformer's weights", need.weights),
         ("state with its K/V buffer", need.state),
-        ("the next state and records", need.following),
+        ("latents and records", need.made),
         ("VAE, one step", need.vae),
         ("temporaries", need.temporaries),
         ("together", need.generating),
+        ("a stream keeps a state more", need.state),
         ("text encoder, before these", need.text),
         ("the chip has", machine.memory),
     )

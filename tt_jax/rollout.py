@@ -138,9 +138,11 @@ def rollout(
     fresh = state is None
     if state is None:  # `cast`, since what `jax.jit` returns has lost its types
         state = cast(State, _begin(graph, params, text, key, tuple(grid), strategy, initial))
+    else:
+        state = cast(State, _copy(state))
 
     def run(chunks: int, noise: Array | None, state: State) -> Rollout:
-        return _rollout(
+        return _advance(
             graph, params, text, chunks, tuple(grid), strategy, trim, noise, state, remat
         )
 
@@ -152,7 +154,7 @@ def rollout(
         noise = strategy.replay(noise, fresh)
         before, after = noise[:chunks], noise[chunks:]
     main = run(chunks, before, state)
-    drain = run(strategy.lag, after, strategy.close(main.state))
+    drain = run(strategy.lag, after, _copy(strategy.close(main.state)))
     return join([main, drain], first=strategy.lag if fresh else 0, state=main.state)
 
 
@@ -183,7 +185,8 @@ def stream(
     """The chunks of a `rollout` with these arguments, each as soon as it is finished.
 
     Compiled once, whatever the number of chunks. `state` of what is yielded is where to continue
-    from; that of the chunks which Rolling Forcing finishes last is from before they were.
+    from; that of the chunks which Rolling Forcing finishes last is from before they were. It stays
+    whole, so that memory for a second state is needed while the next chunk is made.
 
     Raises ValueError like `rollout`, at the first chunk.
     """
@@ -191,18 +194,18 @@ def stream(
     trim = TokenTrim() if trim is None else trim
     check_request(dit, text, grid, strategy, trim, chunks, initial, None, state)
     graph, params = nnx.split(dit)
-    ready = 0
+    fresh = state is None
+    ready = strategy.lag if fresh else 0
     if state is None:
-        ready = strategy.lag
         state = cast(State, _begin(graph, params, text, key, tuple(grid), strategy, initial))
     resume = state
     for index in range(chunks + strategy.lag):
         if index == chunks:
             assert not isinstance(strategy, SelfForcing)
             state = strategy.close(state)
-        out: Rollout = _rollout(
-            graph, params, text, 1, tuple(grid), strategy, trim, None, state, False
-        )
+        if index <= chunks and (index > 0 or not fresh):  # else nobody else has it
+            state = cast(State, _copy(state))
+        out = _advance(graph, params, text, 1, tuple(grid), strategy, trim, None, state, False)
         state = out.state
         if index < chunks:
             resume = state
@@ -218,14 +221,20 @@ def _begin(
     one that goes on are the same compiled program; which takes arrays committed to the same
     devices too, hence `keep_unused`: the state lands where the parameters are."""
     dit = nnx.merge(graph, params)
-    state = strategy.start(dit, text.shape[0], grid, key)
+    # A copy of the key: the state is given away, and the key is the caller's.
+    state = strategy.start(dit, text.shape[0], grid, jnp.copy(key))
     if initial is not None:
         state = strategy.condition(dit, dit.encode_text(text), state, initial)
     return constrain(state)
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4, 5, 9))
-def _rollout(
+@jax.jit
+def _copy(state: State) -> State:
+    """The same in memory of its own, which `_rollout` may have: the caller keeps the state."""
+    return constrain(jax.tree.map(jnp.copy, state))
+
+
+def _scan(
     graph: nnx.GraphDef, params: nnx.State, text, chunks, grid, strategy, trim, noise, state, remat
 ) -> Rollout:
     dit = nnx.merge(graph, params)
@@ -248,3 +257,14 @@ def _rollout(
     for name in ("drift", "pruned"):
         records[name] = records[name].reshape(batch, chunks, *side)
     return Rollout(latents=latents, state=constrain(state), **records)
+
+
+# Takes the memory of the state it is given, which is lost: the K/V buffer is updated in place.
+_rollout = jax.jit(_scan, static_argnums=(0, 3, 4, 5, 9), donate_argnums=(8,))
+_rollout_traced = jax.jit(_scan, static_argnums=(0, 3, 4, 5, 9))
+
+
+def _advance(*args: Any) -> Rollout:
+    """`_rollout`; inside a transformation, where no memory can be given away, without that."""
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+    return (_rollout_traced if traced else _rollout)(*args)

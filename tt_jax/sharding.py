@@ -32,7 +32,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/(ffn/)?fc2/kernel", PartitionSpec(None, "tensor", None)),
     (r"blocks/position", PartitionSpec(None, None, "tensor")),
     (r"embedding", PartitionSpec(None, "tensor")),
-    (r"context/[kv]", PartitionSpec(None, "data", None, None, "tensor", None)),
+    (r"context/[kv]", PartitionSpec(None, "data", None, "tensor", None)),
     (r"context/(tokens|valid)|summary|statistics/\w+|flight/x0", PartitionSpec("data")),
 )
 

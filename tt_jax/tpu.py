@@ -22,7 +22,7 @@ class Compiled(NamedTuple):
     """What the compiler says of a rollout: bytes on each chip."""
 
     arguments: int  # weights, text, and the state with its K/V buffer
-    outputs: int  # latents, records, and the next state
+    outputs: int  # latents and records; the next state takes the memory of the one before
     temporaries: int
 
 

@@ -34,10 +34,11 @@ def corrupt(state: State, plant: Plant, grid: tuple[int, int], chunk: int) -> St
     context = state.context
     tokens = planted_tokens(plant, grid)
     slots = jnp.argsort(context.frame)[-chunk:]
-    values: Float[Array, "l b f p n h"] = context.v[:, :, slots].astype(jnp.float32)
+    layers, batch, _, heads, width = context.v.shape
+    by_slot = context.v.reshape(layers, batch, *context.valid.shape[1:], heads, width)
+    values: Float[Array, "l b f p n h"] = by_slot[:, :, slots].astype(jnp.float32)
     mean = jnp.mean(values, axis=(2, 3), keepdims=True)
     deviation = jnp.std(values, axis=(2, 3), keepdims=True)
-    layers, batch, *_, heads, width = values.shape
 
     def draw(sample: Array) -> Float[Array, "l f planted n h"]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, sample), PLANT_CHUNK)
@@ -45,5 +46,7 @@ def corrupt(state: State, plant: Plant, grid: tuple[int, int], chunk: int) -> St
 
     noise = jnp.moveaxis(jax.vmap(draw)(jnp.arange(batch)), 0, 1)
     wrong = (mean + plant.strength * deviation * noise).astype(context.v.dtype)
-    v = context.v.at[:, :, slots[:, None], jnp.asarray(tokens)[None]].set(wrong)
-    return dataclasses.replace(state, context=dataclasses.replace(context, v=v))
+    v = by_slot.at[:, :, slots[:, None], jnp.asarray(tokens)[None]].set(wrong)
+    return dataclasses.replace(
+        state, context=dataclasses.replace(context, v=v.reshape(context.v.shape))
+    )

@@ -115,6 +115,8 @@ class Block(nnx.Module):
         text: tuple[Float[Array, "b l n h"], Float[Array, "b l n h"]],
         context: tuple[Float[Array, "b s n h"], Float[Array, "b s n h"]] | None,
         mask: Bool[Array, "#b #t keys"] | None,
+        past_rope: tuple[Float[Array, "s pairs"], Float[Array, "s pairs"]] | None = None,
+        rotated: bool = False,
     ) -> tuple[Float[Array, "b f p d"], tuple[Float[Array, "b t n h"], Float[Array, "b t n h"]]]:
         b, f, p, d = x.shape
         kind = x.dtype
@@ -125,8 +127,11 @@ class Block(nnx.Module):
             y = (layer_norm(x) * (1 + scale1) + shift1).astype(kind).reshape(b, f * p, d)
             k, v = self.self_attn.key_value(y)
             keys, values = rotate(k, rope), v
+            own = (keys if rotated else k, v)
             if context is not None:
-                keys = jnp.concatenate([context[0].astype(kind), keys], axis=1)
+                past = context[0].astype(kind)
+                past = past if past_rope is None else rotate(past, past_rope)
+                keys = jnp.concatenate([past, keys], axis=1)
                 values = jnp.concatenate([context[1].astype(kind), values], axis=1)
             y = attention(rotate(self.self_attn.query(y), rope), keys, values, mask)
             y = self.self_attn.out(y).reshape(x.shape)
@@ -140,7 +145,7 @@ class Block(nnx.Module):
         with jax.named_scope("feed_forward"):
             y = self.ffn((layer_norm(x) * (1 + scale2) + shift2).astype(kind))
             x = (wide(x) + wide(y) * gate2).astype(kind)
-        return x, (k, v)
+        return x, own
 
 
 class DiT(nnx.Module):
@@ -195,6 +200,8 @@ class DiT(nnx.Module):
         context: KV | None = None,
         mask: Bool[Array, "#b #t keys"] | None = None,
         *,
+        positions: Int[Array, " slots"] | None = None,
+        rotated: bool = False,
         remat: bool = False,
     ) -> tuple[Float[Array, "b f h w c"], KV]:
         """One pass: the flow (noise - x0) of every frame, and the frames' own keys and values.
@@ -203,11 +210,15 @@ class DiT(nnx.Module):
         time: sinusoids of the frames' noise levels, from `schedule.time_sinusoid`.
         text: from `encode_text`.
         frames: absolute index of each frame in the video, for the rotary positions.
-        context: keys (already rotated) and values of S earlier tokens; read, never written.
+        context: keys and values of S earlier tokens; read, never written.
         mask: which of the S + T keys (context first) a query may see; `[B or 1, T or 1, S + T]`.
+        positions: frame index of each frame of the context, whose keys aren't rotated then. Without
+            it they are.
+        rotated: whether the returned keys are rotated, to `frames`. If not, whoever caches them
+            decides on their positions.
         remat: recompute each block in the backward pass instead of keeping its activations.
 
-        The returned keys are not rotated: whoever caches them decides on their positions.
+        Keys are rotated layer by layer: all layers' at once would be another K/V buffer.
         """
         config = self.config
         height, width = latents.shape[2:4]
@@ -218,11 +229,13 @@ class DiT(nnx.Module):
             )
         x = self.patch_embedding(patchify(latents, config.patch))
         e, e0 = self.embed_time(time)
-        rope = rotation(frames, height // config.patch, width // config.patch, config.head_dim)
+        grid = (height // config.patch, width // config.patch)
+        rope = rotation(frames, *grid, config.head_dim)
+        past = None if positions is None else rotation(positions, *grid, config.head_dim)
 
         def layer(x, inputs):
             block, text, context = inputs
-            return block(x, e0, rope, text, context, mask)
+            return block(x, e0, rope, text, context, mask, past, rotated)
 
         if remat:
             layer = jax.checkpoint(layer)

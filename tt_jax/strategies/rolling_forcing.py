@@ -203,8 +203,6 @@ class RollingForcing:
         anchor = context.frame < size
         attended = anchor | (context.frame >= start - working)
         positions = context.frame + jnp.where(anchor, start - working - size, 0)
-        grid = (flight.x0.shape[2] // dit.config.patch, flight.x0.shape[3] // dit.config.patch)
-        past = ctx.turned(context, positions, grid)
 
         # One level for each block of the window, the newest the noisiest.
         levels = np.repeat(np.array(warp(self.steps))[::-1], size)
@@ -221,7 +219,10 @@ class RollingForcing:
 
             def predict(noisy: Array) -> Array:
                 recompute = remat or self.guidance is not None
-                return dit(noisy, sinusoid, text, frames, past, mask, remat=recompute)[0]
+                return dit(
+                    noisy, sinusoid, text, frames, context.keys_values, mask,
+                    positions=positions, remat=recompute,
+                )[0]  # fmt: skip
 
             noisy = (1 - sigma) * x0 + sigma * noise
             if self.guidance is None:
@@ -240,16 +241,17 @@ class RollingForcing:
     ) -> Context:
         """The context with a finished block, by one pass at noise level 0 over the last 21 frames;
         the anchor is attended only where it is among them, at its own frames."""
-        context, patch = state.context, dit.config.patch
+        context = state.context
         frames = state.frame + jnp.arange(self.chunk)
-        grid = (x0.shape[2] // patch, x0.shape[3] // patch)
         attended = context.frame >= state.frame + self.chunk - SPAN
         own = self.chunk * context.valid.shape[2]
         mask = ctx.attention_mask(context.valid & attended[:, None], own)
-        past = ctx.turned(context, context.frame, grid)
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, self.chunk))))
-        _, kv = dit(x0, sinusoid, text, frames, past, mask, remat=remat)
-        return ctx.append(context, kv, measure.frame_tokens(x0, patch), frames)
+        _, kv = dit(
+            x0, sinusoid, text, frames, context.keys_values, mask,
+            positions=context.frame, remat=remat,
+        )  # fmt: skip
+        return ctx.append(context, kv, measure.frame_tokens(x0, dit.config.patch), frames)
 
 
 def _flight(state: State) -> Flight:

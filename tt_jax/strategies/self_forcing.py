@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tt_jax import context as ctx
 from tt_jax import drift as measure
-from tt_jax.attention import rotate, rotation
 from tt_jax.layers import wide
 from tt_jax.models.dit import KV, DiT
 from tt_jax.schedule import time_sinusoid, warp
@@ -108,7 +107,7 @@ class SelfForcing:
     ) -> Float[Array, "b f h w c"]:
         """Steps `first .. stop - 1` of the schedule; returns x0."""
         size = x0.shape[1]
-        frames, past = self._read(dit, state, x0.shape)
+        frames, positions = self._positions(state, size)
         mask = ctx.attention_mask(valid, size * valid.shape[2])
         levels = np.array(warp(self.steps))
         sinusoids = time_sinusoid(np.repeat(levels[:, None, None], size, axis=2))
@@ -116,7 +115,10 @@ class SelfForcing:
         def denoise(x0: Array, sigma: Array, sinusoid: Array, noise: Array, active: Array) -> Array:
             def predict(noisy: Array) -> Array:
                 recompute = remat or self.guidance is not None
-                return dit(noisy, sinusoid, text, frames, past, mask, remat=recompute)[0]
+                return dit(
+                    noisy, sinusoid, text, frames, state.context.keys_values, mask,
+                    positions=positions, remat=recompute,
+                )[0]  # fmt: skip
 
             noisy = (1 - sigma) * x0 + sigma * noise
             if self.guidance is None:
@@ -144,28 +146,29 @@ class SelfForcing:
     ) -> State:
         """Appends accepted frames to the context, by one pass at noise level 0."""
         size = x0.shape[1]
-        positions, past = self._read(dit, state, x0.shape)
+        frames, positions = self._positions(state, size)
         tokens = measure.frame_tokens(x0, dit.config.patch)
         valid = state.context.valid
         mask = ctx.attention_mask(valid, size * valid.shape[2])
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, size))))
-        _, kv = dit(x0, sinusoid, text, positions, past, mask, remat=remat)
-        if not self.relative:
-            grid = (x0.shape[2] // dit.config.patch, x0.shape[3] // dit.config.patch)
-            kv = KV(rotate(kv.k, rotation(positions, *grid, dit.config.head_dim)), kv.v)
+        _, kv = dit(
+            x0, sinusoid, text, frames, state.context.keys_values, mask,
+            positions=positions, rotated=not self.relative, remat=remat,
+        )  # fmt: skip
         context = ctx.append(state.context, kv, tokens, state.frame + jnp.arange(size))
         return dataclasses.replace(state, context=context, frame=state.frame + size)
 
-    def _read(self, dit: DiT, state: State, shape: tuple[int, ...]) -> tuple[Int[Array, " f"], KV]:
-        """Positions of the next frames, latents of `shape`, and the context as they see it."""
+    def _positions(
+        self, state: State, size: int
+    ) -> tuple[Int[Array, " f"], Int[Array, " s"] | None]:
+        """Rotary positions of the next `size` frames, and of the context's unless its keys are
+        rotated already."""
         context = state.context
-        frames = state.frame + jnp.arange(shape[1])
+        frames = state.frame + jnp.arange(size)
         if not self.relative:
-            return frames, context.keys_values
+            return frames, None
         evicted = jnp.maximum(state.frame - self.slots, 0)
-        positions = context.frame - jnp.where(context.frame < self.sink, 0, evicted)
-        grid = (shape[2] // dit.config.patch, shape[3] // dit.config.patch)
-        return frames - evicted, ctx.turned(context, positions, grid)
+        return frames - evicted, context.frame - jnp.where(context.frame < self.sink, 0, evicted)
 
     def condition(
         self, dit: DiT, text: KV, state: State, initial: Float[Array, "b f h w c"]
