@@ -234,7 +234,7 @@ def _copy(state: State) -> State:
     return constrain(jax.tree.map(jnp.copy, state))
 
 
-def _scan(
+def _rollout_scan(
     graph: nnx.GraphDef, params: nnx.State, text, chunks, grid, strategy, trim, noise, state, remat
 ) -> Rollout:
     dit = nnx.merge(graph, params)
@@ -260,8 +260,8 @@ def _scan(
 
 
 # Takes the memory of the state it is given, which is lost: the K/V buffer is updated in place.
-_rollout = jax.jit(_scan, static_argnums=(0, 3, 4, 5, 9), donate_argnums=(8,))
-_rollout_traced = jax.jit(_scan, static_argnums=(0, 3, 4, 5, 9))
+_rollout = jax.jit(_rollout_scan, static_argnums=(0, 3, 4, 5, 9), donate_argnums=(8,))
+_rollout_traced = jax.jit(_rollout_scan, static_argnums=(0, 3, 4, 5, 9))
 
 
 def _advance(*args: Any) -> Rollout:
