@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -28,8 +29,8 @@ from benchmarks._timing import interleaved, ratios, spread
 from tt_jax import attention
 from tt_jax.checkpoint import abstract
 from tt_jax.machines import MACHINES
-from tt_jax.models.dit import DiT, DiTConfig
-from tt_jax.models.vae import VAE, VAEConfig
+from tt_jax.models.dit import DiTConfig
+from tt_jax.models.vae import VAEConfig
 from tt_jax.operations import cost
 from tt_jax.pipeline import _decode
 from tt_jax.rollout import _begin, _copy, _rollout
@@ -40,8 +41,8 @@ PASSES = 5  # of a chunk: four steps and the context's
 WARM = 7  # chunks until the window is full
 
 
-def random_module(name: str, config: DiTConfig | VAEConfig, dtype: jnp.dtype) -> DiT | VAE:
-    """A model with random weights of a small deviation."""
+def random_module(name: str, config: DiTConfig | VAEConfig, dtype: jnp.dtype) -> Any:
+    """A DiT or VAE with random weights of a small deviation."""
     graph, params = nnx.split(abstract(name, config, dtype))
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0, impl="rbg"), len(leaves))

@@ -37,7 +37,9 @@ def main(argv: list[str]) -> None:
         program = _rollout.lower(
             graph, params, text, chunks, grid, strategy, trim, None, state, False
         )
-        return program.compile().memory_analysis().temp_size_in_bytes
+        memory = program.compile().memory_analysis()
+        assert memory is not None  # XLA knows on a CPU, GPU or TPU
+        return memory.temp_size_in_bytes
 
     def run(chunks: int) -> jax.Array:
         return tt_jax.rollout(

@@ -42,11 +42,12 @@ def encode_prompts(
         parts = nnx.split(load_part(folder, "text", config, dtype))
         for i in missing:
             made = encode_text(*parts, ids[i : i + 1], mask[i : i + 1])
-            rows[i] = np.asarray(made[0, : mask[i].sum()].astype(jnp.float32))
-            _write(paths[i], rows[i])
+            rows[i] = row = np.asarray(made[0, : mask[i].sum()].astype(jnp.float32))
+            _write(paths[i], row)
         del parts
     padded = np.zeros((len(prompts), config.text_len, config.dim), np.float32)
     for whole_prompt, known in zip(padded, rows, strict=True):
+        assert known is not None  # what was missing has been made
         whole_prompt[: len(known)] = known
     return jnp.asarray(padded, dtype)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 
 from tt_jax.models.dit import DiT
@@ -266,5 +267,5 @@ _rollout_traced = jax.jit(_rollout_scan, static_argnums=(0, 3, 4, 5, 9))
 
 def _advance(*args: Any) -> Rollout:
     """`_rollout`; inside a transformation, where no memory can be given away, without that."""
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
     return (_rollout_traced if traced else _rollout)(*args)
