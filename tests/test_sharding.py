@@ -88,8 +88,8 @@ def test_what_does_not_divide_is_whole():
     assert spec("blocks/ffn/fc1/kernel", (2, 16, 64), mesh) == PartitionSpec(None, None, "tensor")
     assert spec("blocks/ffn/fc1/kernel", (2, 16, 66), mesh) == PartitionSpec(None, None, None)
     only_data = AbstractMesh((2,), ("data",))
-    shape = (2, 4, 6, 16, 4, 8)
-    assert spec("context/k", shape, only_data) == PartitionSpec(None, "data", *[None] * 4)
+    shape = (2, 4, 6 * 16, 4, 8)
+    assert spec("context/k", shape, only_data) == PartitionSpec(None, "data", *[None] * 3)
     assert spec("time_projection/kernel", (16, 96), mesh) == PartitionSpec()
 
 
