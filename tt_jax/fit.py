@@ -113,7 +113,8 @@ def request(args: argparse.Namespace) -> Callable[[], int]:
         print(*table(asked, need, spent), sep="\n")
         if need.most <= asked.machine.memory:
             return 0
-        settings = " or ".join(remedies(asked, need.most / guess.most)) or "a smaller model"
+        scale = need.generating / guess.generating
+        settings = " or ".join(remedies(asked, scale)) or "a smaller model"
         print(f"It doesn't fit; it would, as far as shapes tell, with {settings}.")
         return 1
 
@@ -173,12 +174,13 @@ def compiled(asked: Request, guess: Need) -> Need:
 def remedies(asked: Request, scale: float) -> Iterator[str]:
     """Settings that would make it fit: the largest such window and size, and other machines.
 
-    scale: what the compiler asked for, over the estimate from shapes.
+    scale: what the compiler asked for, over the estimate from shapes; the text encoder's is exact.
     """
 
     def fits(**changes: Any) -> bool:
         changed = dataclasses.replace(asked, **changes)
-        return scale * estimate(changed).most <= changed.machine.memory
+        need = estimate(changed)
+        return max(scale * need.generating, need.text) <= changed.machine.memory
 
     chunk = asked.strategy.chunk
     for window in range(asked.strategy.window - chunk, 2 * chunk - 1, -chunk):
