@@ -50,11 +50,12 @@ def experiment(tmp_path):
 class Rendered:
     """A maker: shows the prompts' scenes, "top" with an object lost in the last second.
 
+    abnormal: whether every batch's first video has an abnormal chunk.
     Stops with an interrupt when `left` cells were made.
     """
 
-    def __init__(self, left=99):
-        self.left, self.made = left, []
+    def __init__(self, left=99, abnormal=True):
+        self.left, self.abnormal, self.made = left, abnormal, []
 
     def __call__(self, cell):
         if not self.left:
@@ -66,12 +67,13 @@ class Rendered:
         severity = np.tile(np.arange(chunks, dtype=float), (2, 1)) + cell.first
         severity[:, 0] = np.nan
         acted = np.zeros((2, chunks), bool)
-        acted[0, 4] = cell.arm.name == "top"
+        acted[0, 4] = self.abnormal
+        top = cell.arm.name == "top"
         dropped = np.zeros((2, chunks, 64), bool)
-        dropped[:, 4, :4] = acted[:, 4, None]  # of which the first two are planted
+        dropped[:, 4, :4] = top & acted[:, 4, None]  # of which the first two are planted
         record = {
             "severity": severity,
-            "accepted_severity": np.where(acted, severity / 2, severity),
+            "accepted_severity": np.where(top & acted, severity / 2, severity),
             "threshold": np.where(np.arange(chunks) < 3, np.inf, 3.0) * np.ones((2, 1)),
             "triggered": acted,
             "kept_fraction": 1 - dropped.mean(axis=2),
@@ -81,7 +83,7 @@ class Rendered:
         if cell.stress.plant:
             tokens = np.arange(64) < 2
             place = make.Planted(tokens, chunk=4, chunks=2)
-        return Made(frames, record, STARTS, (8, 8), place, 2.0 if acted.any() else 1.0)
+        return Made(frames, record, STARTS, (8, 8), place, 2.0 if top else 1.0)
 
     def video(self, cell, index):
         scene = SCENES[index]
@@ -217,6 +219,29 @@ def test_arms_of_the_same_settings_are_made_once(tmp_path):
     assert {row["arm"] for row in table(tmp_path / "out")} == {"plain", "twin", "top"}
 
 
+def test_an_arm_without_occasion_is_not_made(experiment, tmp_path):
+    maker, said = Rendered(abnormal=False), []
+    assert lab(experiment, tmp_path / "out", maker, said)
+    assert {cell.arm.name for cell in maker.made} == {"plain"} and len(maker.made) == 4
+    assert sum("never abnormal" in line for line in said) == 4
+    rows = table(tmp_path / "out")
+    plain, top = ([row for row in rows if row["arm"] == arm] for arm in ("plain", "top"))
+    assert [{**row, "arm": ""} for row in top] == [{**row, "arm": ""} for row in plain]
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 8
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["lam = 1", "p = 0.2", "warmup = 1", 'when = "first_step"', 'select = "novelty"'],
+)
+def test_an_arm_that_is_judged_otherwise_is_made(other, tmp_path):
+    path = tmp_path / "it.toml"
+    path.write_text(FILE.replace("[arms.top]", f"[arms.top]\n{other}"))
+    maker = Rendered(abnormal=False)
+    assert lab(spec.read(path), tmp_path / "out", maker)
+    assert len(maker.made) == 8
+
+
 def test_the_digest_of_a_model_is_that_of_its_parts(tiny_model, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
@@ -261,8 +286,8 @@ def test_report(finished, tmp_path, capsys):
     assert "| objects lost, share: end | +0.500 [+0.500, +0.500] |" in lines
     assert "| large_slow (1): objects lost, share: end | +0.500 |" in lines
     # The first sample of each batch: 1, 0, 1, 0.
-    assert "| abnormal chunks a video | 0.00 [0.00, 0.00] | 0.50 [" in text
-    assert "| severity kept over first |  | 0.500 [0.500, 0.500] |" in lines
+    assert "| abnormal chunks a video | 0.50 [0.00, 1.00] | 0.50 [" in text
+    assert "| severity kept over first | 1.000 [1.000, 1.000] | 0.500 [0.500, 0.500] |" in lines
     assert "| wall time over that of plain | 1.00 | 2.00 |" in lines
     clean, planted = text.split("### self-forcing, planted")
     assert "precision" not in clean

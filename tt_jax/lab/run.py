@@ -1,7 +1,8 @@
 """An experiment's run: one cell after the other, those that are finished left alone."""
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tt_jax.lab.make import Made
 from tt_jax.lab.observe import observe
 from tt_jax.lab.spec import Cell, Experiment
 from tt_jax.lab.store import Finished
+from tt_jax.trim import MEASURES
 
 Maker = Callable[[Cell], Made]
 
@@ -39,8 +41,8 @@ def run(
     """Makes the cells that aren't finished, in the file's order; whether all are.
 
     text: of the experiment's file. names: of the cells' files. about: what `record.json` says.
-    After every cell the folder holds it and tables with all that are finished, so that it can end
-    at any time and go on from there.
+    A cell whose arm had nothing to do isn't made again: `twin`. After every cell the folder holds
+    it and tables with all that are finished, so that it can end at any time and go on from there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with whole(folder / store.FILE) as aside:
@@ -61,6 +63,12 @@ def run(
             left = sum(found is None for found in finished.values())
             say(f"{experiment.hours:g} hours are over; {left} cells are left for another run.")
             return False
+        if same := twin(cell, finished):
+            # By its own name too, for a run of another file.
+            store.write_cell(folder, names[cell], same)
+            finished[cell] = same
+            say(f"{number}/{len(experiment.cells)} {describe(cell)}: never abnormal, as plain")
+            continue
         made = maker(cell)
         # As if it were read again, so that a resumed run's tables are the same.
         store.write_cell(folder, names[cell], Finished(made.seconds, observe(cell, made)))
@@ -69,6 +77,27 @@ def run(
         say(f"{number}/{len(experiment.cells)} {describe(cell)}: {made.seconds:.0f} s")
     write_tables()
     return True
+
+
+def twin(cell: Cell, finished: Mapping[Cell, Finished | None]) -> Finished | None:
+    """A finished cell of an arm that never intervenes, whose videos must be this cell's too.
+
+    It is judged alike, and none of its chunks was abnormal, so that this cell's arm had nothing to
+    do either; its wall time stands for this cell's.
+    """
+    for other, found in finished.items():
+        alike = dataclasses.replace(other, arm=cell.arm) == cell
+        if found and alike and not other.arm.trim.retries and judge(other) == judge(cell):
+            chunks = (row for rows in found.rows for row in rows if row["kind"] == "chunk")
+            if not any(row["triggered"] for row in chunks):
+                return found
+    return None
+
+
+def judge(cell: Cell) -> tuple[Any, ...]:
+    """What decides on whether a chunk is abnormal, as long as none was."""
+    trim = cell.arm.trim
+    return trim.p, trim.lam, trim.warmup, trim.when, MEASURES.get(str(trim.select))
 
 
 def describe(cell: Cell) -> str:
