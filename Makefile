@@ -11,8 +11,10 @@ demo: .venv/.installed
 	$(BIN)/tt-jax compare "$(PROMPT)" --seconds 30 --out demo \
 		--presets rolling-forcing rolling-forcing+tokentrim-no-flowmo
 
-# The README's pictures, from the demo.
+# The README's pictures, from the demo and another comparison.
 pictures: demo
+	$(BIN)/tt-jax compare "a small red circle moving to the right slowly on white" --seconds 30 \
+		--out demo/small
 	$(BIN)/python .docs/pictures.py
 
 # All tests but those of true-size models; a file stays in one process, which compiles once.

@@ -1,4 +1,4 @@
-"""The README's two pictures, taken from the demo: `demo.png`, and `demo.webp` that moves."""
+"""The README's pictures: of the demo `demo.png`, and `demo.webp` that moves; of another `small.png`."""
 
 import shutil
 from pathlib import Path
@@ -11,8 +11,9 @@ EVERY = 2  # frames of the video to one of the picture's: 8 a second
 
 
 def main() -> None:
-    """Reads what `make demo` wrote."""
+    """Reads what `make demo` and `make pictures` wrote."""
     shutil.copyfile(DEMO / "compare.png", HERE / "demo.png")
+    shutil.copyfile(DEMO / "small" / "compare.png", HERE / "small.png")
     frames = iio.imread(DEMO / "compare.mp4", plugin="pyav")[::EVERY]
     # Every model pixel is four of the video's: half of them is plenty.
     iio.imwrite(
