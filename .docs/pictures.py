@@ -1,4 +1,4 @@
-"""The README's pictures: of the demo `demo.png`, and `demo.webp` that moves; of another `small.png`."""
+"""The README's pictures: of the demo, still and moving, and of another comparison."""
 
 import shutil
 from pathlib import Path
