@@ -63,18 +63,18 @@ def run(
             left = sum(found is None for found in finished.values())
             say(f"{experiment.hours:g} hours are over; {left} cells are left for another run.")
             return False
-        if same := twin(cell, finished):
-            # By its own name too, for a run of another file.
-            store.write_cell(folder, names[cell], same)
-            finished[cell] = same
-            say(f"{number}/{len(experiment.cells)} {describe(cell)}: never abnormal, as plain")
-            continue
-        made = maker(cell)
+        made = twin(cell, finished)
+        if made is None:
+            new = maker(cell)
+            made = Finished(new.seconds, observe(cell, new))
+            note = f"{made.seconds:.0f} s"
+        else:
+            note = "never abnormal, so as without intervention"
+        store.write_cell(folder, names[cell], made)
         # As if it were read again, so that a resumed run's tables are the same.
-        store.write_cell(folder, names[cell], Finished(made.seconds, observe(cell, made)))
         finished[cell] = store.read_cell(folder, names[cell])
         write_tables()
-        say(f"{number}/{len(experiment.cells)} {describe(cell)}: {made.seconds:.0f} s")
+        say(f"{number}/{len(experiment.cells)} {describe(cell)}: {note}")
     write_tables()
     return True
 
@@ -82,8 +82,8 @@ def run(
 def twin(cell: Cell, finished: Mapping[Cell, Finished | None]) -> Finished | None:
     """A finished cell of an arm that never intervenes, whose videos must be this cell's too.
 
-    It is judged alike, and none of its chunks was abnormal, so that this cell's arm had nothing to
-    do either; its wall time stands for this cell's.
+    It is judged alike, and none of its chunks was abnormal, so that this arm has nothing to do
+    either; its wall time stands for this cell's.
     """
     for other, found in finished.items():
         alike = dataclasses.replace(other, arm=cell.arm) == cell
