@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 
 from convert.dit import native
 from tt_jax import RollingForcing, SelfForcing, TokenTrim, rollout
-from tt_jax.attention import rotate, rotation
+from tt_jax.attention import rotation
 from tt_jax.checkpoint import abstract
+from tt_jax.context import attention_mask
 from tt_jax.files import whole
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.rollout import _begin, _rollout, join, stream
@@ -264,9 +265,12 @@ def test_5_vmap_equals_a_rollout_each(dit, text):
 # --- 6: samples are independent -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("select", ["top", "random", "none"])
-def test_6_neighbours_do_not_matter(dit, text, select):
-    trim = TokenTrim(p=0.2, lam=-0.5, select=select, resample_noise=True)
+@pytest.mark.parametrize(
+    ("select", "accept"),
+    [("top", "always"), ("top", "better"), ("random", "always"), ("none", "always")],
+)
+def test_6_neighbours_do_not_matter(dit, text, select, accept):
+    trim = TokenTrim(p=0.2, lam=-0.5, select=select, accept=accept, resample_noise=True)
     one = run(dit, text, chunks=9, trim=trim)
     assert one.triggered[0].any()
     assert (one.triggered[1] & ~one.triggered[0]).any()
@@ -284,24 +288,21 @@ def test_6_neighbours_do_not_matter(dit, text, select):
 
 def test_7_chunks_with_context_equal_one_block_causal_pass(dit, text):
     cross = dit.encode_text(text)
-    frames, size, tokens = 9, 3, 16
+    frames, size, tokens = STRATEGY.window, STRATEGY.chunk, 16
     x = jax.random.normal(jax.random.key(5), (2, frames, *GRID, CONFIG.channels))
-    time = jnp.asarray(time_sinusoid(np.linspace(0.1, 0.9, 9)[None], CONFIG.freq_dim))
-    block = np.repeat(np.arange(3), size * tokens)
+    clean = jnp.asarray(time_sinusoid(np.zeros((1, frames)), CONFIG.freq_dim))
+    block = np.repeat(np.arange(frames // size), size * tokens)
     mask = jnp.asarray(block[:, None] >= block)[None]
-    want, _ = dit(x, time, cross, jnp.arange(frames), None, mask)
-    past = None
+    want, _ = dit(x, clean, cross, jnp.arange(frames), None, mask)
+    state = STRATEGY.start(dit, 2, GRID, jax.random.key(0))
     for start in range(0, frames, size):
-        index = jnp.arange(start, start + size)
         part = slice(start, start + size)
-        got, kv = dit(x[:, part], time[:, part], cross, index, past)
+        index = jnp.arange(start, start + size)
+        mask = attention_mask(state.context.valid, size * tokens)
+        past = state.context.keys_values
+        got, _ = dit(x[:, part], clean[:, part], cross, index, past, mask)
         assert np.linalg.norm(got - want[:, part]) <= 1e-6 * np.linalg.norm(want[:, part])
-        k = rotate(kv.k, rotation(index, 4, 4, CONFIG.head_dim))
-        past = KV(k, kv.v) if past is None else KV(*map(_join, past, (k, kv.v)))
-
-
-def _join(a, b):
-    return jnp.concatenate([a, b], axis=2)
+        state = STRATEGY.remember(dit, cross, state, x[:, part])
 
 
 # --- 8: parity ----------------------------------------------------------------------------------
