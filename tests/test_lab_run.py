@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -93,10 +94,10 @@ class Rendered:
         return frames
 
 
-def lab(experiment, folder, maker, said=None):
+def lab(experiment, folder, maker, said=None, at_once=1):
     names = {cell: store.identity(cell, {"model": "m"}) for cell in experiment.cells}
     say = (lambda line: None) if said is None else said.append
-    return run.run(experiment, FILE, folder, names, maker, {"model": "m"}, say)
+    return run.run(experiment, FILE, folder, names, maker, {"model": "m"}, say, at_once)
 
 
 def table(folder):
@@ -158,6 +159,18 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_table(experiment, finishe
     again = Rendered(0)
     assert lab(experiment, folder, again) and not again.made
     assert contents(folder) == contents(finished)
+
+
+def test_cells_made_side_by_side_give_the_same_tables(experiment, finished, tmp_path):
+    meeting = threading.Barrier(2, timeout=60)
+
+    def maker(cell):
+        if cell.arm.name == "plain":
+            meeting.wait()  # for the other one, so that two are made at once
+        return Rendered()(cell)
+
+    assert lab(experiment, tmp_path / "out", maker, at_once=2)
+    assert contents(tmp_path / "out") == contents(finished)
 
 
 def test_what_was_half_written_counts_as_nothing(experiment, finished, tmp_path, monkeypatch):
@@ -254,7 +267,7 @@ def test_the_digest_of_a_model_is_that_of_its_parts(tiny_model, tmp_path):
 
 def test_the_file_bounds_the_hours(experiment, tmp_path, monkeypatch):
     bounded = spec.Experiment(experiment.batch, 1.0, experiment.against, experiment.studies)
-    clock = iter(range(0, 10**6, 1500))  # seconds: the third look is the first past an hour
+    clock = iter(range(0, 10**6, 800))  # seconds; three looks for a cell, the first of them decides
     monkeypatch.setattr(run.time, "perf_counter", lambda: next(clock))
     maker, said = Rendered(), []
     assert not lab(bounded, tmp_path / "out", maker, said)

@@ -1,8 +1,11 @@
-"""An experiment's run: one cell after the other, those that are finished left alone."""
+"""An experiment's run: its cells in order, those that are finished left alone."""
 
 import dataclasses
+import itertools
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from tt_jax.lab.store import Finished
 from tt_jax.trim import MEASURES
 
 Maker = Callable[[Cell], Made]
+
+TABLES_EVERY = 60.0  # seconds
 
 
 def origin(digest: str) -> dict[str, Any]:
@@ -37,46 +42,80 @@ def run(
     maker: Maker,
     about: dict[str, Any],
     say: Callable[[str], None],
+    at_once: int = 1,
 ) -> bool:
     """Makes the cells that aren't finished, in the file's order; whether all are.
 
     text: of the experiment's file. names: of the cells' files. about: what `record.json` says.
-    A cell whose arm had nothing to do isn't made again: `twin`. After every cell the folder holds
-    it and tables with all that are finished, so that it can end at any time and go on from there.
+    at_once: cells that are made side by side; those that are compared with one another never are.
+    A cell whose arm had nothing to do isn't made again: `twin`. Every finished cell is in the
+    folder at once, so that a run can end at any time and go on from there; the tables follow every
+    minute and when it ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with whole(folder / store.FILE) as aside:
         aside.write_text(text, encoding="utf-8")
     record.save(folder / store.RECORD, about)
     finished = {cell: store.read_cell(folder, names[cell]) for cell in experiment.cells}
-    started = time.perf_counter()
+    started = written = time.perf_counter()
+    ended, lock = threading.Event(), threading.Lock()
 
     def write_tables() -> None:
         store.write_tables(folder, [(c, found) for c, found in finished.items() if found])
 
-    for number, cell in enumerate(experiment.cells, 1):
-        # Two arms of the same settings are the same cell under two names.
-        finished[cell] = finished[cell] or store.read_cell(folder, names[cell])
-        if finished[cell] is not None:
-            continue
-        if time.perf_counter() - started > 3600 * experiment.hours:
-            left = sum(found is None for found in finished.values())
-            say(f"{experiment.hours:g} hours are over; {left} cells are left for another run.")
-            return False
+    def finish(cell: Cell) -> str:
+        """Makes the cell; how."""
         made = twin(cell, finished)
+        note = "never abnormal, so as without intervention"
         if made is None:
             new = maker(cell)
             made = Finished(new.seconds, observe(cell, new))
             note = f"{made.seconds:.0f} s"
-        else:
-            note = "never abnormal, so as without intervention"
         store.write_cell(folder, names[cell], made)
         # As if it were read again, so that a resumed run's tables are the same.
         finished[cell] = store.read_cell(folder, names[cell])
+        return note
+
+    def work(cells: Sequence[Cell]) -> None:
+        nonlocal written
+        try:
+            for cell in cells:
+                # Two arms of the same settings are the same cell under two names.
+                finished[cell] = finished[cell] or store.read_cell(folder, names[cell])
+                if finished[cell] is not None:
+                    continue
+                if time.perf_counter() - started > 3600 * experiment.hours:
+                    ended.set()
+                if ended.is_set():
+                    return
+                note = finish(cell)
+                with lock:
+                    say(f"{numbers[cell]}/{len(numbers)} {describe(cell)}: {note}")
+                    if time.perf_counter() - written > TABLES_EVERY:
+                        write_tables()
+                        written = time.perf_counter()
+        except BaseException:
+            ended.set()
+            raise
+
+    any_arm = experiment.cells[0].arm
+    numbers = {cell: number for number, cell in enumerate(experiment.cells, 1)}
+    # Cells that differ in their arm alone lie side by side.
+    compared = itertools.groupby(numbers, lambda cell: dataclasses.replace(cell, arm=any_arm))
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            futures = [pool.submit(work, list(cells)) for _, cells in compared]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                ended.set()
+    finally:
         write_tables()
-        say(f"{number}/{len(experiment.cells)} {describe(cell)}: {note}")
-    write_tables()
-    return True
+    left = sum(found is None for found in finished.values())
+    if left:
+        say(f"{experiment.hours:g} hours are over; {left} cells are left for another run.")
+    return not left
 
 
 def twin(cell: Cell, finished: Mapping[Cell, Finished | None]) -> Finished | None:
