@@ -21,12 +21,13 @@ pictures: demo
 test: .venv/.tested
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not huge"
 
-# The quick tests that need no torch (the others skip), on the newest JAX that PYTHON can have.
+# The tests that need no originals (of others, what needs torch skips), on the newest JAX that PYTHON
+# can have.
 newest:
 	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[test]"
 	.venv-newest/bin/python -c "import jax; print('JAX', jax.__version__)"
-	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not huge and not slow"
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not huge and not parity"
 
 lint: .venv/.tested
 	$(BIN)/ruff check

@@ -1,11 +1,16 @@
 """What all tests share: strict promotion, recorded arrays, and the table of parity figures."""
 
 import dataclasses
+import os
 from pathlib import Path
 
-import jax
-import pytest
-from models import write_tiny_model
+# The same programs, compiled with less polish: most of the tests' time is compiling.
+QUICK = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from models import write_tiny_model  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

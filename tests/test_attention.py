@@ -105,6 +105,17 @@ def test_rotation_is_complex_multiplication_by_axes(head_dim):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def test_rotation_of_bfloat16_is_that_of_float32_rounded():
+    x = jax.random.normal(jax.random.key(0), (2, 24, 3, 12), jnp.bfloat16)
+    by = rotation(jnp.arange(70, 74), 2, 3, 12)
+    got = rotate(x, by)
+    assert got.dtype == jnp.bfloat16
+    want = np.asarray(rotate(x.astype(jnp.float32), by).astype(jnp.bfloat16), np.float32)
+    # Half way between two numbers, the last bit of a float32 decides.
+    assert np.mean(np.asarray(got, np.float32) != want) < 1e-2
+    np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=2**-7, atol=1e-6)
+
+
 def test_attention_depends_on_relative_positions_only():
     q, k, v = (x[:, :6] for x in inputs())
 

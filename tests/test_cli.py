@@ -60,6 +60,7 @@ def listing(folder="."):
 # --- generate and compare -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_generate(run, tiny_model):
     code, out, err = run(
         "generate", PROMPT, "--seconds", "2.8", "--seed", "3", "--p", "0.2", "--lam", "-100",
@@ -90,6 +91,7 @@ def test_generate(run, tiny_model):
     np.testing.assert_allclose(again.rollout.severity[0, 1:], severity, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_compare_uses_the_same_noise(run):
     code, _, err = run(
         "compare", PROMPT, "--seconds", "2.8", "--p", "0.2", "--lam", "-100", "--out", "both/it.mp4"
@@ -104,6 +106,7 @@ def test_compare_uses_the_same_noise(run):
     assert plain[3]["accepted_severity"] != trimmed[3]["accepted_severity"]
 
 
+@pytest.mark.slow
 def test_a_batch_and_the_default_folder(run):
     code, out, _ = run("generate", "A red/blue  circle!", "--seconds", "0.5", "--batch", "2",
                        "--no-trim")  # fmt: skip
@@ -115,6 +118,7 @@ def test_a_batch_and_the_default_folder(run):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_start_from_a_picture_of_another_size(run):
     Image.fromarray(np.full((50, 80, 3), 200, np.uint8)).save("start.png")
     code, _, err = run("generate", PROMPT, "--seconds", "1", "--init", "start.png", "--out", "made")
@@ -255,12 +259,14 @@ def interrupt(tiny_model, tmp_path, when, seconds, wrapper=("-m", "tt_jax")):
     assert err.endswith("tt-jax: interrupted.\n") and err.count("tt-jax:") == 1
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_generating(tiny_model, tmp_path):
     compiled = tmp_path / "cache" / "tt-jax" / "programs"
     interrupt(tiny_model, tmp_path, lambda: any(compiled.glob("*rollout*")), seconds=9000)
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_writing(tiny_model, tmp_path):
     """Pictures take for ever here; the video is there already."""
     slow = """

@@ -128,6 +128,7 @@ def run(dit, text, strategy, chunks, **more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_self_forcing_guides_the_first_step(dit, text):
     """Against the same written out, for two chunks."""
     plain = SelfForcing(window=6, steps=(1000, 500))
@@ -161,6 +162,7 @@ def test_self_forcing_guides_the_first_step(dit, text):
     assert np.linalg.norm(got["first"][:, 3:] - got["all"][:, 3:]) > 1e-3
 
 
+@pytest.mark.slow
 def test_rolling_forcing_guides_whole_windows(dit, text):
     """ "first" stops after the windows in which the first block is made."""
     outs = {

@@ -81,6 +81,7 @@ def test_1_one_compilation_whatever_is_pruned(dit, text):
     assert outs[0].triggered.any() and not outs[1].triggered.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 def test_1_memory_does_not_grow_with_chunks(dit, text, batch):
     graph, params = nnx.split(dit)
@@ -141,6 +142,7 @@ def test_1_frame_positions_have_no_end(frame):
 # --- 2: a pruned entry has no influence ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_2_poisoned_entries_change_nothing(dit, text):
     state = run(dit, text).state
     context = state.context
@@ -157,6 +159,7 @@ def test_2_poisoned_entries_change_nothing(dit, text):
     assert equal(clean.latents, dirty.latents)
 
 
+@pytest.mark.slow
 def test_2_masking_equals_removing(dit, text):
     cross = dit.encode_text(text[:1])
     shape = (CONFIG.layers, 1, 40, CONFIG.heads, CONFIG.head_dim)
@@ -176,6 +179,7 @@ def test_2_masking_equals_removing(dit, text):
 # --- 3: off is the plain strategy ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["final", "first_step"])
 @pytest.mark.parametrize("accept", ["always", "better"])
 def test_3_off_and_never_triggering_are_plain(dit, text, when, accept):
@@ -189,6 +193,7 @@ def test_3_off_and_never_triggering_are_plain(dit, text, when, accept):
 # --- 4: the scan is a loop ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_4_scan_equals_python_loop(dit, text):
     out = run(dit, text)
     state = STRATEGY.start(dit, 2, GRID, jax.random.key(0))
@@ -206,11 +211,13 @@ def test_4_scan_equals_python_loop(dit, text):
 # --- 5: prefix and continuation -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_5_prefix(dit, text):
     long, short = run(dit, text, chunks=9), run(dit, text, chunks=5)
     assert_same(long, short, chunks=slice(5), frames=slice(15))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["final", "first_step"])
 def test_5_continuing_equals_not_stopping(dit, text, when):
     trim = dataclasses.replace(EAGER, when=when, resample_noise=True)
@@ -247,6 +254,7 @@ def test_5_key_and_state_stay_the_callers(dit, text):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((key, first, one, parts)))
 
 
+@pytest.mark.slow
 def test_5_vmap_equals_a_rollout_each(dit, text):
     """Inside a transformation, where no memory can be given away."""
     keys = jax.random.split(jax.random.key(0), 2)

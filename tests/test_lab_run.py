@@ -391,6 +391,7 @@ stress = ["clean", "planted"]
 """
 
 
+@pytest.mark.slow
 def test_from_the_file_to_the_report(elsewhere, tiny_model, capsys):
     Path("tiny.toml").write_text(TINY.format(model=tiny_model))
     assert cli.main(["lab", "run", "tiny.toml"]) == 0

@@ -101,6 +101,7 @@ def test_thirty_seconds_are_41_chunks_and_480_frames(pipe, monkeypatch):
     assert planned == {"frames": 480, "chunks": 41}
 
 
+@pytest.mark.slow
 def test_generate_is_the_rollout_decoded(pipe, video):
     """The stream's chunks, joined, against one scan and one decoding of the whole."""
     scan = tt_jax.rollout(
@@ -137,6 +138,7 @@ def test_stream_compiles_once(pipe, video):
     assert (module._rollout._cache_size(), pipeline._decode._cache_size()) == before
 
 
+@pytest.mark.slow
 def test_samples_of_a_batch_differ_and_prompts_matter(pipe):
     both = pipe.generate([PROMPT, PROMPT], seconds=0.5, size=OTHER_SIZE, trim=EAGER)
     assert both.frames.shape == (2, 8, *OTHER_SIZE, 3)
@@ -167,6 +169,7 @@ def test_continuing_equals_not_stopping(pipe, video):
 # --- initial frames -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_initial_frames_come_first_and_count(pipe):
     ramp = np.linspace(0, 255, OTHER_SIZE[0], dtype=np.uint8)[:, None, None]
     clip = np.broadcast_to(ramp, (11, *OTHER_SIZE, 3))

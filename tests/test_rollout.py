@@ -36,8 +36,10 @@ def run(dit, text, chunks=2, trim=None, **more):
 # --- gradients ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunks", [1, 3])
-@pytest.mark.parametrize("trim", [TokenTrim.off(), TokenTrim(lam=-100.0, warmup=1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chunks", "trim"), [(1, TokenTrim.off()), (3, TokenTrim(lam=-100.0, warmup=1))]
+)
 def test_gradients_equal_finite_differences(dit, text, chunks, trim):
     graph, params = nnx.split(dit)
     initial = jax.random.normal(jax.random.key(2), (1, 3, *GRID, CONFIG.channels))

@@ -286,6 +286,7 @@ def run():
     return call
 
 
+@pytest.mark.slow
 def test_warmup_counts_severities(run):
     # The first severity exists at the second chunk, the first test comes `warmup` chunks later.
     for warmup, first in ((1, 2), (2, 3)):

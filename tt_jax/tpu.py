@@ -47,7 +47,7 @@ def devices(machine: Machine) -> list[jax.Device]:  # pyright: ignore[reportInva
     return list(found.devices)[: machine.chips]
 
 
-def compile_rollout(
+def lower_rollout(
     config: DiTConfig,
     strategy: Strategy,
     mesh: Mesh,
@@ -55,11 +55,10 @@ def compile_rollout(
     chunks: int,
     grid: tuple[int, int],
     dtype: DTypeLike = jnp.bfloat16,
-) -> Compiled:
-    """Compiles the rollout of one prompt, with TokenTrim, for the mesh's devices.
+) -> jax.stages.Lowered:
+    """The rollout of one prompt, with TokenTrim, traced and lowered for the mesh's devices.
 
-    grid: height and width of the latents. Raises jax.errors.JaxRuntimeError when the compiler
-    refuses, for want of memory for one.
+    grid: height and width of the latents.
     """
     graph, params = nnx.split(abstract("dit", config, dtype))
     text = jax.ShapeDtypeStruct((1, config.text_len, config.text_dim), dtype)
@@ -73,10 +72,25 @@ def compile_rollout(
     whole = NamedSharding(mesh, PartitionSpec())
     text = jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=whole)
     with jax.set_mesh(mesh):
-        lowered = _rollout.lower(
+        return _rollout.lower(
             graph, params, text, chunks, grid, strategy, TokenTrim(), None,
             abstractly(state, mesh), False,
         )  # fmt: skip
+
+
+def compile_rollout(
+    config: DiTConfig,
+    strategy: Strategy,
+    mesh: Mesh,
+    *,
+    chunks: int,
+    grid: tuple[int, int],
+    dtype: DTypeLike = jnp.bfloat16,
+) -> Compiled:
+    """Compiles what `lower_rollout` lowers. Raises jax.errors.JaxRuntimeError when the compiler
+    refuses, for want of memory for one."""
+    lowered = lower_rollout(config, strategy, mesh, chunks=chunks, grid=grid, dtype=dtype)
+    with jax.set_mesh(mesh):
         memory = lowered.compile().memory_analysis()
     assert memory is not None  # a TPU's compiler knows
     return Compiled(
