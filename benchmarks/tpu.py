@@ -3,8 +3,8 @@
     python -m benchmarks tpu        needs libtpu (the extra `tpu`), but no TPU
 
 30 layers at 832x480, window 21, bfloat16, chunks in which TokenTrim doesn't intervene. The compiler
-estimates cycles for each of its operations but the attention kernel's, which are counted from shapes
-at the chip's peak: the least they can take.
+estimates cycles for each of its operations but the attention kernel's: those are counted from
+shapes, at the chip's peak, the least that they can take.
 """
 
 import argparse
