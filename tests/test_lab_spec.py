@@ -135,7 +135,7 @@ def test_no_file(tmp_path):
         spec.read(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("name", ["smoke", "shapes", "full"])
+@pytest.mark.parametrize("name", ["smoke", "shapes", "age", "full"])
 def test_the_committed_experiments_can_be_read(name):
     experiment = spec.read(Path(spec.__file__).parent / "experiments" / f"{name}.toml")
     assert experiment.cells
