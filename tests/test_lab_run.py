@@ -315,6 +315,8 @@ def test_a_difference_is_bold_where_its_interval_leaves_zero_out():
     assert report.cell(off, measure) == "-2.0 [-2.0, -2.0]"
     assert not report.cell(none, measure, sign=True).startswith("**")
     assert report.cell(stats.bootstrap(np.full(8, np.nan)), measure) == ""
+    few = stats.bootstrap(np.array([0.0] * 60 + [2.0] * 5))
+    assert few.low > 0 and not report.cell(few, measure, sign=True).startswith("**")
 
 
 def test_report_of_an_unfinished_run(experiment, tmp_path):

@@ -19,6 +19,7 @@ PANELS = (
 )  # fmt: skip
 COLUMNS = 3
 DRAWS = 1_000  # resamples for a band
+GREY = 0.1  # a colour whose channels differ less would be taken for the first arm's
 
 DRIFT = Measure("histogram drift: end", at_end("histogram_drift"))
 MOTION = Measure("motion, % of the height a second", over_all("motion"))
@@ -26,7 +27,7 @@ MOTION = Measure("motion, % of the height a second", over_all("motion"))
 
 def styles(arms: list[str]) -> dict[str, tuple[ColorType, float]]:
     """Colour and width of each arm's lines; the first is grey and wide, to show below others."""
-    sequence = matplotlib.color_sequences["petroff10"]
+    sequence = [c for c in matplotlib.color_sequences["petroff10"] if max(c) - min(c) > GREY]
     others = {arm: (sequence[i % len(sequence)], 1.5) for i, arm in enumerate(arms[1:])}
     return {arms[0]: (plots.RUNS[0][0], 3.5)} | others
 
@@ -36,7 +37,7 @@ def drift(comparison: Comparison) -> Figure:
     arms = list(comparison.videos)
     shown = [name for name in PANELS if comparison.curve(arms[0], name) is not None]
     rows = math.ceil(len(shown) / COLUMNS)
-    figure = Figure(figsize=(11, 2.4 * rows + 0.9), dpi=130, layout="constrained")
+    figure = Figure(figsize=(11, 2.4 * rows + 0.9), dpi=100, layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).flat
     for axes, name in zip(grid, shown, strict=False):
         for arm, (colour, width) in styles(arms).items():
@@ -65,13 +66,13 @@ def drift(comparison: Comparison) -> Figure:
 
 def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) -> Figure:
     """Each arm's drift against its motion and its wall time, with 95 % intervals over prompts."""
-    figure = Figure(figsize=(9, 4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for arm, (colour, width) in styles(list(comparison.videos)).items():
         drifts = bootstrap(comparison.values(arm, DRIFT))
         motion = bootstrap(comparison.values(arm, MOTION))
         taken = np.asarray(times[arm])
-        time = Interval(taken, taken, taken, motion.count)
+        time = Interval(taken, taken, taken, motion.count, motion.count)
         for axes, across in ((left, motion), (right, time)):
             axes.errorbar(
                 across.mean, drifts.mean, xerr=_arms(across), yerr=_arms(drifts), color=colour,

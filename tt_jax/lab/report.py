@@ -29,11 +29,12 @@ ACTS = (TRIGGERS, ON_OBJECTS)
 HOW_TO_READ = """\
 Values are means over prompts, in brackets their 95 % bootstrap intervals (10,000 resamples of the
 prompts; of several seeds a prompt's mean is taken first). A difference is taken prompt by prompt,
-from the same noise; **bold** where its interval leaves zero out and it stands on six prompts or
-more, since of few prompts intervals are too narrow. They aren't corrected for their number: of
-twenty that should hold zero, one doesn't. "end" is the mean of the last five
-seconds, "start" of the first five (of halves, under ten seconds). What a video doesn't show, such
-as the colour of an object that is lost, is left out of both sides of a difference."""
+from the same noise; **bold** where its interval leaves zero out and six prompts or more differ,
+since of fewer intervals are too narrow. They aren't corrected for their number: of twenty that
+should hold zero, one doesn't. An arm that had no occasion to intervene in a video shows plain's, at
+plain's wall time. "end" is the mean of the last five seconds, "start" of the first five (of halves,
+under ten seconds). What a video doesn't show, such as the colour of an object that is lost, is left
+out of both sides of a difference."""
 
 
 def write(

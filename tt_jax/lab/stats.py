@@ -8,22 +8,25 @@ from jaxtyping import Float
 
 DRAWS = 10_000
 LEVEL = 95.0  # per cent
-FEWEST = 6  # values; of five, all of one sign come by chance in more than one case of twenty
+FEWEST = 6  # values but zeros; five of one sign come by chance in more than one case of twenty
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interval:
-    """A mean, its 95 % bootstrap interval (NaN of a single value), and its number of values."""
+    """A mean, its 95 % bootstrap interval (NaN of a single value), and its number of values, all
+    and those that aren't zero."""
 
     mean: Float[np.ndarray, "*t"]
     low: Float[np.ndarray, "*t"]
     high: Float[np.ndarray, "*t"]
     count: Float[np.ndarray, "*t"]
+    nonzero: Float[np.ndarray, "*t"]
 
     @property
     def sure(self) -> bool:
-        """Whether the interval of a number, not a curve, leaves zero out; not of too few values."""
-        return bool(self.count >= FEWEST and (self.low > 0 or self.high < 0))
+        """Whether the interval of a number, not a curve, leaves zero out; not of too few values
+        that aren't zero, of which a resample may by chance have none."""
+        return bool(self.nonzero >= FEWEST and (self.low > 0 or self.high < 0))
 
 
 def bootstrap(values: Float[np.ndarray, "n *t"], draws: int = DRAWS) -> Interval:
@@ -50,7 +53,7 @@ def bootstrap(values: Float[np.ndarray, "n *t"], draws: int = DRAWS) -> Interval
     if some.any():
         ends[:, some] = np.nanpercentile(means[:, some], [edge, 100 - edge], axis=0)
     low, high = ends.reshape(2, *shape)
-    return Interval(mean[()], low, high, count)
+    return Interval(mean[()], low, high, count, (known & (values != 0)).sum(axis=0))
 
 
 @functools.cache
