@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.typing import ColorType
 
@@ -27,7 +28,8 @@ MOTION = Measure("motion, % of the height a second", over_all("motion"))
 
 def styles(arms: list[str]) -> dict[str, tuple[ColorType, float]]:
     """Colour and width of each arm's lines; the first is grey and wide, to show below others."""
-    sequence = [c for c in matplotlib.color_sequences["petroff10"] if max(c) - min(c) > GREY]
+    colours = [to_rgb(colour) for colour in matplotlib.color_sequences["petroff10"]]
+    sequence = [colour for colour in colours if max(colour) - min(colour) > GREY]
     others = {arm: (sequence[i % len(sequence)], 1.5) for i, arm in enumerate(arms[1:])}
     return {arms[0]: (plots.RUNS[0][0], 3.5)} | others
 
