@@ -29,7 +29,7 @@ MOTION = Measure("motion, % of the height a second", over_all("motion"))
 def styles(arms: list[str]) -> dict[str, tuple[ColorType, float]]:
     """Colour and width of each arm's lines; the first is grey and wide, to show below others."""
     colours = [to_rgb(colour) for colour in matplotlib.color_sequences["petroff10"]]
-    sequence = [colour for colour in colours if max(colour) - min(colour) > GREY]
+    sequence: list[ColorType] = [c for c in colours if max(c) - min(c) > GREY]
     others = {arm: (sequence[i % len(sequence)], 1.5) for i, arm in enumerate(arms[1:])}
     return {arms[0]: (plots.RUNS[0][0], 3.5)} | others
 
