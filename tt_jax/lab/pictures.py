@@ -40,7 +40,7 @@ def drift(comparison: Comparison) -> Figure:
     shown = [name for name in PANELS if comparison.curve(arms[0], name) is not None]
     rows = math.ceil(len(shown) / COLUMNS)
     figure = Figure(figsize=(11, 2.4 * rows + 0.9), dpi=100, layout="constrained")
-    grid = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).flat
+    grid = list(figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).flat)
     for axes, name in zip(grid, shown, strict=False):
         for arm, (colour, width) in styles(arms).items():
             curve = comparison.curve(arm, name)
@@ -54,7 +54,7 @@ def drift(comparison: Comparison) -> Figure:
             axes.axvline(comparison.stress.plant.second, color=plots.ABNORMAL, lw=1, ls=":")
         axes.set_title(CURVES[name][0], size=9.5, loc="left", color=plots.INK)
         _plain(axes)
-    for axes in list(grid)[len(shown) :]:
+    for axes in grid[len(shown) :]:
         axes.set_axis_off()
     figure.supxlabel("time in the video, seconds", size=9, color=plots.INK)
     handles, names = figure.axes[0].get_legend_handles_labels()
@@ -87,8 +87,8 @@ def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) ->
         _plain(axes)
     title = f"{comparison.study.name} · {comparison.host} · {comparison.stress.name}"
     figure.legend(
-        *left.get_legend_handles_labels(), loc="outside upper left", ncols=6, frameon=False,
-        fontsize=9, labelcolor=plots.INK, title=title, alignment="left",
+        *left.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False,
+        fontsize=8, labelcolor=plots.INK, title=title, alignment="left",
     )  # fmt: skip
     return figure
 

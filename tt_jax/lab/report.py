@@ -32,7 +32,8 @@ prompts; of several seeds a prompt's mean is taken first). A difference is taken
 from the same noise; **bold** where its interval leaves zero out and six prompts or more differ,
 since of fewer intervals are too narrow. They aren't corrected for their number: of twenty that
 should hold zero, one doesn't. An arm that had no occasion to intervene in a video shows plain's, at
-plain's wall time. "end" is the mean of the last five seconds, "start" of the first five (of halves,
+plain's wall time; and cells are made at different times, perhaps beside other work, so that wall
+times say little. "end" is the mean of the last five seconds, "start" of the first five (of halves,
 under ten seconds). What a video doesn't show, such as the colour of an object that is lost, is left
 out of both sides of a difference."""
 
