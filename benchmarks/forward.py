@@ -21,7 +21,7 @@ from benchmarks._timing import interleaved, ratios, spread
 from benchmarks._torch import BLOCK, sdpa_pass
 from tt_jax.checkpoint import abstract
 from tt_jax.models.dit import KV, DiTConfig
-from tt_jax.schedule import time_sinusoid
+from tt_jax.strategies.schedule import time_sinusoid
 
 FRAMES, SIDE, PAST = 3, 32, 18
 

@@ -26,14 +26,14 @@ from flax import nnx
 
 import tt_jax
 from benchmarks._timing import interleaved, ratios, spread
-from tt_jax import attention
+from tt_jax._rollout import _begin, _copy, _rollout
 from tt_jax.checkpoint import abstract
-from tt_jax.machines import MACHINES
 from tt_jax.models.dit import DiTConfig
 from tt_jax.models.vae import VAEConfig
-from tt_jax.operations import cost
+from tt_jax.nn import attention
 from tt_jax.pipeline import _decode
-from tt_jax.rollout import _begin, _copy, _rollout
+from tt_jax.planning.machines import MACHINES
+from tt_jax.planning.operations import cost
 from tt_jax.strategies.state import State
 
 FRAMES = 12  # of a chunk, decoded

@@ -12,7 +12,7 @@ from flax import nnx
 
 import tt_jax
 from benchmarks._timing import interleaved, ratios, spread
-from tt_jax.rollout import _begin, _rollout
+from tt_jax._rollout import _begin, _rollout
 
 PROMPT = "a small red circle moving right slowly on a white background"
 

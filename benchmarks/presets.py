@@ -12,7 +12,7 @@ import jax
 
 import tt_jax
 from benchmarks._timing import ratios, spread
-from tt_jax.presets import NAMES, preset
+from tt_jax.strategies.presets import NAMES, preset
 
 PROMPT = "a small red circle moving right slowly on a white background"
 PAPER = {"rolling-forcing+tokentrim": "1.08", "rolling-forcing+flowmo": "2.18"}

@@ -14,10 +14,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 
-from tt_jax import tpu
-from tt_jax.machines import MACHINES
+import tt_jax
+from tt_jax.checkpoint import abstract
 from tt_jax.models.dit import DiTConfig
+from tt_jax.planning import compiler
+from tt_jax.planning.machines import MACHINES
 from tt_jax.strategies.self_forcing import SelfForcing
 
 CLOCK = 1.5e9  # of a v5e: its peak over two operations for each cell of four 128x128 arrays
@@ -86,9 +89,11 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     config, strategy, machine = DiTConfig(layers=options.layers), SelfForcing(window=21), "v5e-1"
-    mesh = tpu.mesh_of(MACHINES[machine], config.heads)
+    mesh = compiler.mesh_of(MACHINES[machine], config.heads)
     started = time.perf_counter()
-    lowered = tpu.lower_rollout(config, strategy, mesh, chunks=40, grid=GRID)
+    text = jax.ShapeDtypeStruct((1, config.text_len, config.text_dim), jnp.bfloat16)
+    dit = abstract("dit", config, jnp.bfloat16)
+    lowered = tt_jax.lower(dit, text, chunks=40, grid=GRID, strategy=strategy, mesh=mesh)
     traced = time.perf_counter() - started
     with jax.set_mesh(mesh):
         program = lowered.compile().as_text()

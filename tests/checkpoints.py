@@ -13,8 +13,8 @@ from convert.tensors import write_safetensors
 from tt_jax.checkpoint import shapes
 from tt_jax.models.dit import DiTConfig
 from tt_jax.models.text import TextConfig
+from tt_jax.models.tokenizer import train_sentencepiece
 from tt_jax.models.vae import VAEConfig
-from tt_jax.tokens import train_sentencepiece
 
 # As many layers as published, but narrow.
 NARROW = {

@@ -36,13 +36,13 @@ def tiny_model(tmp_path_factory) -> Path:
 @pytest.fixture
 def tpu_mesh():
     """Makes a mesh of so many chips of a TPU, for whose compiler none has to be here."""
-    from tt_jax import tpu
-    from tt_jax.machines import MACHINES
+    from tt_jax.planning import compiler
+    from tt_jax.planning.machines import MACHINES
 
     def make(chips: int, heads: int) -> jax.sharding.Mesh:
         machine = dataclasses.replace(MACHINES["v5e-4"], chips=chips)
         try:
-            return tpu.mesh_of(machine, heads)
+            return compiler.mesh_of(machine, heads)
         except ValueError as reason:
             pytest.skip(str(reason))
 

@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 
 from tt_jax.checkpoint import PARTS, abstract, save_part, write_config
+from tt_jax.models.configs import ModelConfig
 from tt_jax.models.dit import DiT, DiTConfig
-from tt_jax.models.presets import ModelConfig
 from tt_jax.models.text import TextConfig
+from tt_jax.models.tokenizer import train_sentencepiece
 from tt_jax.models.vae import VAEConfig
 from tt_jax.shapes.world import evaluation_prompts
-from tt_jax.tokens import train_sentencepiece
 
 PROMPT = "a small red circle moving to the right slowly on a white background"
 

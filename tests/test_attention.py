@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tt_jax import attention as module
-from tt_jax.attention import attention, rotate, rotation
+from tt_jax.nn import dot_product as module
+from tt_jax.nn.attention import attention
+from tt_jax.nn.rope import rotate, rotation
 
 B, T, S, N, H = 2, 6, 10, 3, 8
 

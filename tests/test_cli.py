@@ -19,8 +19,11 @@ from models import PROMPT
 from PIL import Image
 
 import tt_jax
-from tt_jax import cli, generate, pipeline, plan, video
-from tt_jax.cli import keep_programs
+from tt_jax import pipeline, records
+from tt_jax.cli import main as cli
+from tt_jax.cli.main import keep_programs
+from tt_jax.media import video
+from tt_jax.planning import memory
 
 # Processes find the package wherever they run.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(tt_jax.__file__).parents[1])}
@@ -239,7 +242,7 @@ def test_a_full_disk(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(generate.report, "save", full)
+    monkeypatch.setattr(records, "save", full)
     code, _, err = run("generate", PROMPT, "--seconds", "0.5", "--out", "made")
     assert code == 1 and err.count("\n") == 1 and "No space left" in err
 
@@ -270,13 +273,16 @@ def test_an_interrupt_while_generating(tiny_model, tmp_path):
 def test_an_interrupt_while_writing(tiny_model, tmp_path):
     """Pictures take for ever here; the video is there already."""
     slow = """
-import sys, time, tt_jax.cli as cli, tt_jax.generate as generate
+import sys, time
+from tt_jax.cli.main import main
+from tt_jax.files import atomic
+from tt_jax.plots import style
 def save(figure, path):
-    with generate.plots.whole(path) as aside:
+    with atomic(path) as aside:
         aside.write_text("half")
         time.sleep(1000)
-generate.plots.save = save
-sys.exit(cli.main())
+style.save = save
+sys.exit(main())
 """
     half = tmp_path / "made"
     interrupt(tiny_model, tmp_path, lambda: any(half.glob(".*.png")), 0.5, wrapper=("-c", slow))
@@ -292,7 +298,7 @@ def test_memory_grows_with_what_it_is_made_of(tiny_model):
 
     def estimate(**changed):
         settings = {"size": (32, 32), "frames": 480, "batch": 1} | changed
-        return plan.estimate(config, jnp.float32, strategy, **settings)
+        return memory.estimate(config, jnp.float32, strategy, **settings)
 
     one = estimate()
     pipe = tt_jax.load(tiny_model)
@@ -310,23 +316,23 @@ def test_memory_grows_with_what_it_is_made_of(tiny_model):
 
 
 def test_memory_of_a_device_is_checked_apart(monkeypatch):
-    memory = plan.Memory(text=10, weights=6, context=3, transformer=2, vae=1, host=50)
-    monkeypatch.setattr(plan, "free_on_host", lambda: 55)
-    monkeypatch.setattr(plan, "free_on_device", lambda: 11)
-    plan.check(memory)
-    monkeypatch.setattr(plan, "free_on_device", lambda: 10)
+    needed = memory.Memory(text=10, weights=6, context=3, transformer=2, vae=1, host=50)
+    monkeypatch.setattr(memory, "free_on_host", lambda: 55)
+    monkeypatch.setattr(memory, "free_on_device", lambda: 11)
+    memory.check(needed)
+    monkeypatch.setattr(memory, "free_on_device", lambda: 10)
     with pytest.raises(ValueError, match="device memory"):
-        plan.check(memory)
+        memory.check(needed)
     # The text encoder goes before the rest comes: the larger of both counts.
-    assert dataclasses.replace(memory, text=12).device == 12
-    monkeypatch.setattr(plan, "free_on_device", lambda: None)
+    assert dataclasses.replace(needed, text=12).device == 12
+    monkeypatch.setattr(memory, "free_on_device", lambda: None)
     with pytest.raises(ValueError, match="main memory"):
-        plan.check(memory)
+        memory.check(needed)
 
 
 def test_free_memory_is_sensible():
-    assert 2**26 < plan.free_on_host() < 2**50
-    assert plan.free_on_device() is None
+    assert 2**26 < memory.free_on_host() < 2**50
+    assert memory.free_on_device() is None
 
 
 def test_compiled_programs_are_kept(tmp_path, monkeypatch):

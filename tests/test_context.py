@@ -6,20 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tt_jax import context as ctx
+from tt_jax.cache import buffer
 from tt_jax.models.dit import KV
 
 TOKENS = 2
 
 
-def buffer(slots: int, sink: int = 0) -> ctx.Context:
-    return ctx.empty(
+def filled(slots: int, sink: int = 0) -> buffer.Context:
+    return buffer.empty(
         layers=1, batch=2, slots=slots, tokens=TOKENS, heads=1, head_dim=2, token_dim=3,
         sink=sink, dtype=jnp.float32,
     )  # fmt: skip
 
 
-def write(context: ctx.Context, *frames: int) -> ctx.Context:
+def write(context: buffer.Context, *frames: int) -> buffer.Context:
     """Appends frames whose keys are their number, values ten and tokens a hundred times that."""
     number = jnp.repeat(jnp.array(frames, jnp.float32), TOKENS)[None, None, :, None, None]
     kv = KV(jnp.broadcast_to(number, (1, 2, len(frames) * TOKENS, 1, 2)), 10 * number + jnp.zeros(
@@ -28,7 +28,7 @@ def write(context: ctx.Context, *frames: int) -> ctx.Context:
     tokens = jnp.broadcast_to(
         100 * jnp.array(frames, jnp.float32)[None, :, None, None], (2, len(frames), TOKENS, 3)
     )
-    return ctx.append(context, kv, tokens, jnp.array(frames, jnp.int32))
+    return buffer.append(context, kv, tokens, jnp.array(frames, jnp.int32))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def write(context: ctx.Context, *frames: int) -> ctx.Context:
     ],
 )
 def test_ring(slots, sink, frames, expected):
-    context = buffer(slots, sink)
+    context = filled(slots, sink)
     for start in range(0, frames, 3):
         context = write(context, start, start + 1, start + 2)
     np.testing.assert_array_equal(context.frame, expected)
@@ -58,13 +58,13 @@ def test_ring(slots, sink, frames, expected):
 
 
 def test_chunks_of_any_length():
-    context = write(write(buffer(6), 0), 1, 2, 3)
+    context = write(write(filled(6), 0), 1, 2, 3)
     context = write(context, 4, 5, 6)
     np.testing.assert_array_equal(context.frame, [6, 1, 2, 3, 4, 5])
 
 
 def test_entries_written_over_pruned_ones_are_valid_again():
-    context = write(write(buffer(6), 0, 1, 2), 3, 4, 5)
+    context = write(write(filled(6), 0, 1, 2), 3, 4, 5)
     valid = context.valid.at[0, :, 1].set(False)
     context = write(dataclasses.replace(context, valid=valid), 6, 7, 8)
     np.testing.assert_array_equal(context.valid[0, :, 1], [True] * 3 + [False] * 3)
@@ -72,30 +72,32 @@ def test_entries_written_over_pruned_ones_are_valid_again():
 
 
 def test_prunable():
-    context = write(buffer(5, sink=1), 0, 1, 2)
-    np.testing.assert_array_equal(ctx.prunable(context, False), [False, True, True, False, False])
-    np.testing.assert_array_equal(ctx.prunable(context, True), [True, True, True, False, False])
+    context = write(filled(5, sink=1), 0, 1, 2)
+    np.testing.assert_array_equal(
+        buffer.prunable(context, False), [False, True, True, False, False]
+    )
+    np.testing.assert_array_equal(buffer.prunable(context, True), [True, True, True, False, False])
 
 
 def test_attention_mask():
     valid = jnp.array([[[True, False], [False, False]]])
     np.testing.assert_array_equal(
-        ctx.attention_mask(valid, 3), [[[True, False, False, False, True, True, True]]]
+        buffer.attention_mask(valid, 3), [[[True, False, False, False, True, True, True]]]
     )
 
 
 def test_kept_fraction():
-    context = buffer(4)
-    np.testing.assert_array_equal(ctx.kept_fraction(context), [1, 1])
+    context = filled(4)
+    np.testing.assert_array_equal(buffer.kept_fraction(context), [1, 1])
     context = write(context, 0, 1)
     valid = context.valid.at[0, 0, 0].set(False)
     np.testing.assert_array_equal(
-        ctx.kept_fraction(dataclasses.replace(context, valid=valid)), [0.75, 1]
+        buffer.kept_fraction(dataclasses.replace(context, valid=valid)), [0.75, 1]
     )
 
 
 def test_keys_values_are_one_row_of_tokens():
-    context = write(buffer(3), 0, 1, 2)
+    context = write(filled(3), 0, 1, 2)
     k, v = context.keys_values
     assert k.shape == (1, 2, 6, 1, 2)
     np.testing.assert_array_equal(k[0, 0, :, 0, 0], [0, 0, 1, 1, 2, 2])

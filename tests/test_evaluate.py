@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import SHARED
 
-from tt_jax import video
-from tt_jax.cli import main
-from tt_jax.evaluate import measures, report, vbench
+from tt_jax.cli.main import main
+from tt_jax.evaluate import measures, vbench
 from tt_jax.evaluate.measures import CONTRASTS, CURVES, contrasts, measure
+from tt_jax.media import video
 
 PAIRS = SHARED / "data" / "pairs"
 
@@ -235,8 +235,8 @@ def test_bad_input_is_one_sentence(clips, tmp_path, capsys, files, said):
 
 def test_labels_tell_files_apart(tmp_path):
     a, b = tmp_path / "a" / "x.mp4", tmp_path / "b" / "x.mp4"
-    assert report.labels([a, b]) == [str(a), str(b)]
-    assert report.labels([a, b.with_stem("y")]) == ["x", "y"]
+    assert summary.labels([a, b]) == [str(a), str(b)]
+    assert summary.labels([a, b.with_stem("y")]) == ["x", "y"]
 
 
 def test_too_small_or_too_slow():

@@ -13,13 +13,13 @@ from safetensors.numpy import load_file
 
 from convert.dit import native
 from tt_jax import RollingForcing, SelfForcing, TokenTrim, rollout
-from tt_jax.attention import rotation
+from tt_jax._rollout import _begin, _rollout, join, stream
+from tt_jax.cache.buffer import attention_mask
 from tt_jax.checkpoint import abstract
-from tt_jax.context import attention_mask
-from tt_jax.files import whole
+from tt_jax.files import atomic
 from tt_jax.models.dit import KV, DiTConfig
-from tt_jax.rollout import _begin, _rollout, join, stream
-from tt_jax.schedule import time_sinusoid
+from tt_jax.nn.rope import rotation
+from tt_jax.strategies.schedule import time_sinusoid
 
 GRID = (8, 8)
 CONFIG = DiTConfig(
@@ -343,11 +343,11 @@ def test_9_files_appear_whole_or_not_at_all(tmp_path, before):
     path = tmp_path / "file.txt"
     if before is not None:
         path.write_text(before)
-    with pytest.raises(KeyboardInterrupt), whole(path) as aside:
+    with pytest.raises(KeyboardInterrupt), atomic(path) as aside:
         aside.write_text("half")
         assert not path.exists() if before is None else path.read_text() == before
         raise KeyboardInterrupt
     assert [p.read_text() for p in tmp_path.iterdir()] == ([] if before is None else [before])
-    with whole(path) as aside:
+    with atomic(path) as aside:
         aside.write_text("new")
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"] and path.read_text() == "new"

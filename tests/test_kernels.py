@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tt_jax import kernels
-from tt_jax.attention import attention, choice, xla
+from tt_jax.nn import kernels
+from tt_jax.nn.attention import attention, choice
+from tt_jax.nn.dot_product import xla
 
 B, T, S, N, H = 2, 20, 150, 2, 16  # S: of the context, to which the T own keys come
 
@@ -146,7 +147,7 @@ def shape(*size, dtype=jnp.bfloat16):
     ],
 )  # fmt: skip
 def test_default_by_device_dtype_and_shape(monkeypatch, device, q, mask, impl):
-    monkeypatch.setattr("tt_jax.attention._device", lambda: device)
+    monkeypatch.setattr("tt_jax.nn.attention._device", lambda: device)
     got = choice(q, q, mask)
     assert got.impl == impl and got.why
 

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from tt_jax import cli, pipeline
-from tt_jax.lab import command, compare, make, report, run, spec, stats, store
+from tt_jax import pipeline
+from tt_jax.cli import main as cli
+from tt_jax.lab import compare, make, report, run, spec, stats, store
+from tt_jax.lab.experiment import _load
 from tt_jax.lab.make import Made
 from tt_jax.shapes.world import evaluation_prompts, render
 
@@ -337,7 +339,7 @@ def test_report_of_an_unfinished_run(experiment, tmp_path):
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "keep_programs", lambda: None)
-    command._load.cache_clear()
+    _load.cache_clear()
 
 
 @pytest.mark.parametrize(

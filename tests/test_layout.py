@@ -9,7 +9,7 @@ from flax import nnx
 
 from convert import vae as vae_names
 from convert.layout import LayoutError, Row, check, flatten, from_params, nest, to_params
-from tt_jax.models.presets import PRESETS
+from tt_jax.models.configs import CONFIGS
 from tt_jax.models.vae import VAE, VAEConfig
 
 LAYOUTS = Path(__file__).resolve().parents[2] / "shared" / "layouts"
@@ -66,7 +66,7 @@ def test_flatten_and_nest():
 
 
 def test_everything_wrong_is_told_at_once():
-    config = PRESETS["shapes"].vae
+    config = CONFIGS["shapes"].vae
     model = params_of(config)
     table = vae_names.native(config)
     ours = dict(flatten(model))
@@ -93,7 +93,7 @@ def test_a_table_that_lacks_a_parameter():
     "config",
     [
         VAEConfig.wan(),
-        PRESETS["shapes"].vae,
+        CONFIGS["shapes"].vae,
         VAEConfig(dim_mult=(1, 1, 2), temporal_downsample=(False, True), res_blocks=1),
     ],
     ids=["wan", "shapes", "other"],

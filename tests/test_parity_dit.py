@@ -12,10 +12,11 @@ from safetensors.numpy import load_file
 
 from convert import dit as names
 from convert.layout import check, from_params, to_params
-from tt_jax.attention import attention, rotate, rotation
-from tt_jax.layers import layer_norm, patchify, wide
 from tt_jax.models.dit import KV, DiT, DiTConfig
-from tt_jax.schedule import time_sinusoid
+from tt_jax.nn.attention import attention
+from tt_jax.nn.layers import layer_norm, patchify, wide
+from tt_jax.nn.rope import rotate, rotation
+from tt_jax.strategies.schedule import time_sinusoid
 
 pytestmark = pytest.mark.parity
 

@@ -11,7 +11,7 @@ from test_parity_dit import reference
 from convert import dit as names
 from tt_jax import SelfForcing, TokenTrim, rollout
 from tt_jax.models.dit import DiTConfig
-from tt_jax.schedule import time_sinusoid, warp
+from tt_jax.strategies.schedule import time_sinusoid, warp
 
 pytestmark = pytest.mark.parity
 

@@ -132,7 +132,7 @@ def test_stream_yields_what_generate_joins(pipe, video):
 
 
 def test_stream_compiles_once(pipe, video):
-    module = sys.modules["tt_jax.rollout"]
+    module = sys.modules["tt_jax._rollout"]
     before = module._rollout._cache_size(), pipeline._decode._cache_size()
     list(pipe.stream(PROMPT, seconds=6, seed=9, trim=EAGER))
     assert (module._rollout._cache_size(), pipeline._decode._cache_size()) == before

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from models import TINY
 
-from tt_jax import cli, fit, tpu
 from tt_jax.checkpoint import shapes
-from tt_jax.machines import MACHINES
+from tt_jax.cli import main as cli
+from tt_jax.models.configs import CONFIGS
 from tt_jax.models.dit import DiTConfig
-from tt_jax.models.presets import PRESETS
-from tt_jax.operations import cost
+from tt_jax.planning import compiler, fit
+from tt_jax.planning.machines import MACHINES
+from tt_jax.planning.operations import cost
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 
@@ -51,7 +52,7 @@ def test_a_convolution():
 
 
 def request(device="h200", model="wan2.1-1.3b", window=21):
-    config = PRESETS[model]
+    config = CONFIGS[model]
     return fit.Request(config, MACHINES[device], SelfForcing(window=window), config.size, 480)
 
 
@@ -137,18 +138,18 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
 
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     with pytest.raises(ValueError, match=r"pip install 'tt-jax\[tpu\]'"):
-        tpu.devices(MACHINES["v5e-1"])
+        compiler.devices(MACHINES["v5e-1"])
 
 
 def test_a_gpu_is_no_tpu():
     with pytest.raises(ValueError, match="H100"):
-        tpu.devices(MACHINES["h100"])
+        compiler.devices(MACHINES["h100"])
 
 
 @pytest.mark.parametrize("chips", [1, 2])
 def test_a_small_rollout_compiles_for_a_tpu(tpu_mesh, chips):
     mesh = tpu_mesh(chips, heads=TINY.dit.heads)
-    memory = tpu.compile_rollout(
+    memory = compiler.compile_rollout(
         TINY.dit, SelfForcing(window=9), mesh, chunks=4, grid=(8, 8), dtype=jnp.bfloat16
     )
     weights = sum(leaf.size for leaf in shapes("dit", TINY.dit).values()) * 2
@@ -162,7 +163,7 @@ def test_a_tpu_updates_the_kv_buffer_in_place(tpu_mesh, strategy):
 
     def memory(layers):
         config = DiTConfig(dim=384, ffn_dim=512, layers=layers, heads=3, text_dim=64, text_len=128)
-        used = tpu.compile_rollout(config, strategy, mesh, chunks=8, grid=(32, 32))
+        used = compiler.compile_rollout(config, strategy, mesh, chunks=8, grid=(32, 32))
         return used.outputs + used.temporaries
 
     buffer = 2 * 2 * 384 * strategy.slots * 16**2  # of one layer: keys and values, two bytes each

@@ -6,9 +6,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tt_jax import plots
+from tt_jax._rollout import Rollout
 from tt_jax.pipeline import Video
-from tt_jax.rollout import Rollout
+from tt_jax.plots import drift as plots
+from tt_jax.plots import style
 
 CHUNKS = 12
 HITS = (4, 9)
@@ -117,17 +118,17 @@ def test_picture(labels, tmp_path):
     scales = {image.get_clim() for axes in figure.axes for image in axes.get_images()[:1]
               if image.get_array().ndim == 2}  # fmt: skip
     assert len({scale for scale in scales if scale[0] == 0}) == 1, "one drift scale for all"
-    plots.save(figure, tmp_path / "a.png")
+    style.save(figure, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     assert image.shape[1] == 1650 and (image.reshape(-1, 3) == (213, 94, 0)).all(axis=1).any()
 
 
 def test_a_single_chunk(tmp_path):
-    plots.save(plots.picture({"plain": make((), 1)}, "short", acted=False), tmp_path / "a.png")
+    style.save(plots.picture({"plain": make((), 1)}, "short", acted=False), tmp_path / "a.png")
 
 
 def test_pyplot_stays_out():
-    code = "import sys, tt_jax.plots; print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, tt_jax.plots.drift; print('matplotlib.pyplot' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from tt_jax import FlowMo, RollingForcing, SelfForcing, TokenTrim, presets
-from tt_jax.presets import preset
+from tt_jax import FlowMo, RollingForcing, SelfForcing, TokenTrim
+from tt_jax.strategies import presets
+from tt_jax.strategies.presets import preset
 
 
 def differences(one, other):

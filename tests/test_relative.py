@@ -10,7 +10,7 @@ from test_rolling_forcing import Plain
 
 from tt_jax import SelfForcing, TokenTrim, rollout
 from tt_jax.models.dit import DiTConfig
-from tt_jax.schedule import warp
+from tt_jax.strategies.schedule import warp
 
 GRID = (8, 8)
 CONFIG = DiTConfig(dim=48, ffn_dim=64, layers=2, heads=2, channels=4, text_dim=16, text_len=6)

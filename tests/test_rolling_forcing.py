@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 from convert import dit as names
 from tt_jax import RollingForcing, SelfForcing, TokenTrim, rollout
+from tt_jax._rollout import _begin, _rollout, stream
 from tt_jax.models.dit import DiTConfig
-from tt_jax.rollout import _begin, _rollout, stream
-from tt_jax.schedule import time_sinusoid, warp
+from tt_jax.strategies.schedule import time_sinusoid, warp
 
 GRID = (8, 8)
 CONFIG = DiTConfig(dim=48, ffn_dim=64, layers=2, heads=2, channels=4, text_dim=16, text_len=6)

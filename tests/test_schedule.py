@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tt_jax.schedule import sigmas, time_sinusoid, warp
+from tt_jax.strategies.schedule import sigmas, time_sinusoid, warp
 
 
 def test_levels_of_the_published_schedules():

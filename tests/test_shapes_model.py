@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tt_jax
-from tt_jax.pipeline import find
+from tt_jax.checkpoint import find
 from tt_jax.shapes.checker import judge
 from tt_jax.shapes.world import evaluation_prompts, render
 

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 from models import random_dit
 
-from tt_jax.attention import rotate, rotation
 from tt_jax.models.dit import KV, DiTConfig
-from tt_jax.schedule import time_sinusoid
+from tt_jax.nn.rope import rotate, rotation
 from tt_jax.shapes.coupling import couple
 from tt_jax.shapes.losses import teacher_forcing_loss, window_loss
 from tt_jax.shapes.optimise import Log, optimizer, run_stage, schedule
 from tt_jax.shapes.reading import ANSWERS, answers, questions, reading_loss
 from tt_jax.shapes.train import LEVEL_ODDS, STAGGERED, STAGGERED_ODDS
 from tt_jax.shapes.world import Object, Scene, sample_scene
+from tt_jax.strategies.schedule import time_sinusoid
 
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tt_jax.models.text import TextConfig, TextEncoder, relative_buckets
-from tt_jax.tokens import END, PAD, Tokenizer, clean, train_sentencepiece
+from tt_jax.models.tokenizer import END, PAD, Tokenizer, clean, train_sentencepiece
 
 CONFIG = TextConfig(vocab=96, dim=32, attention_dim=48, ffn_dim=40, heads=4, layers=3, text_len=16)
 CAPTIONS = [

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from models import random_dit
 
-from tt_jax import SelfForcing, TokenTrim, drift, rollout
-from tt_jax.drift import Statistics
+from tt_jax import SelfForcing, TokenTrim, rollout
 from tt_jax.models.dit import DiTConfig
-from tt_jax.trim import MEASURES, POLICIES
+from tt_jax.trim import drift
+from tt_jax.trim.drift import Statistics
+from tt_jax.trim.policies import MEASURES, POLICIES
 
 # Two samples of six tokens, two cached frames.
 DRIFT = jnp.array([[1.0, 9.0, 2.0, 8.0, 3.0, 7.0], [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])

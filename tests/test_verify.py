@@ -8,7 +8,7 @@ from checkpoints import BY_NAME, SHALLOW, diffusers_folder, random_tensors, save
 
 from convert.__main__ import main as convert
 from tt_jax import verify
-from tt_jax.cli import main
+from tt_jax.cli.main import main
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tt_jax import video
-from tt_jax.files import whole
+from tt_jax.files import atomic
+from tt_jax.media import video
 from tt_jax.shapes.world import render, sample_scene
 
 
@@ -63,7 +63,7 @@ def test_nothing_is_left_of_an_interrupted_file(frames, tmp_path):
 
 
 def test_whole_keeps_the_suffix_and_the_folder(tmp_path):
-    with whole(tmp_path / "a.b.png") as aside:
+    with atomic(tmp_path / "a.b.png") as aside:
         assert aside.parent == tmp_path and aside.suffix == ".png" and aside.name[0] == "."
         aside.write_text("x")
         assert not (tmp_path / "a.b.png").exists()

@@ -4,12 +4,13 @@ From a prompt to a video:
 
     load            a model, "shapes" (embedded) or a converted checkpoint's folder: a `Pipeline`
     encode_prompts  prompts by a model's text encoder alone, for `load(model, text=False)`
-    Pipeline        its generate, stream and encode_prompt (in `tt_jax.pipeline`, like what they
-                    return: `Video`, `Chunk` and `State`)
+    Pipeline        its generate, stream and encode_prompt give `Video`, `Chunk` and `VideoState`
 
 The rollout as a function of arrays:
 
     rollout         latents chunk by chunk, jitted, with a record of each chunk: a `Rollout`
+    stream          the same, each chunk as soon as it is finished
+    lower           the program of a rollout, for devices that needn't be here
     Rollout         latents, drift, severity, threshold, triggered, pruned, kept_fraction, state
 
 What it is made with, all of them frozen dataclasses:
@@ -18,36 +19,85 @@ What it is made with, all of them frozen dataclasses:
     SelfForcing     one chunk at a time from noise, with a rolling context
     RollingForcing  a window of blocks at staggered noise levels
     FlowMo          guidance of either
-    presets         every row of the paper's tables by name: `presets.preset(name)`
+    preset          a row of the paper's tables by name
 
-Further modules: `trim` (pruning policies), `drift` (how drift is measured), `video` and `plots`
-(files and pictures), `plan` (whether a run fits), `evaluate` (measures of a video file), `lab`
-(experiments); `convert`, a package of its own, reads published checkpoints.
+What can go wrong: ModelError (a folder that can't be used), NonFiniteError (a chunk that isn't
+finite); a request that can't be is a ValueError of one sentence.
+
+Further rooms: `trim` (pruning policies, drift), `media` and `plots` (files and pictures),
+`planning` (whether a run fits), `evaluate` (measures of a video file), `lab` (experiments);
+`convert`, a package of its own, reads published checkpoints.
 
 Arrays are channels-last: latents `[batch, frame, height, width, channel]`, float32. Prompt
-embeddings are `[batch, text_len, text_dim]`, keys typed ones (`jax.random.key`). A request that
-can't be is a ValueError of one sentence.
+embeddings are `[batch, text_len, text_dim]`, keys typed ones (`jax.random.key`).
 """
 
-from tt_jax import presets
-from tt_jax.pipeline import load
-from tt_jax.prompts import encode_prompts
-from tt_jax.rollout import Rollout, rollout
-from tt_jax.strategies.flowmo import FlowMo
-from tt_jax.strategies.rolling_forcing import RollingForcing
-from tt_jax.strategies.self_forcing import SelfForcing
-from tt_jax.trim import TokenTrim
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tt_jax._rollout import Rollout, lower, rollout, stream
+    from tt_jax.errors import ModelError, NonFiniteError
+    from tt_jax.pipeline import Chunk, Pipeline, Video, VideoState, load
+    from tt_jax.prompts import encode_prompts
+    from tt_jax.strategies.flowmo import FlowMo
+    from tt_jax.strategies.presets import preset
+    from tt_jax.strategies.rolling_forcing import RollingForcing
+    from tt_jax.strategies.self_forcing import SelfForcing
+    from tt_jax.trim.tokentrim import TokenTrim
 
 __version__ = "0.1.0"
 
+# Where each public name is defined. A module is imported when one of its names is asked for, so
+# that `import tt_jax` is quick and the command line can refuse its arguments without JAX.
+_ORIGIN = {
+    "Chunk": "pipeline",
+    "FlowMo": "strategies.flowmo",
+    "ModelError": "errors",
+    "NonFiniteError": "errors",
+    "Pipeline": "pipeline",
+    "RollingForcing": "strategies.rolling_forcing",
+    "Rollout": "_rollout",
+    "SelfForcing": "strategies.self_forcing",
+    "TokenTrim": "trim.tokentrim",
+    "Video": "pipeline",
+    "VideoState": "pipeline",
+    "encode_prompts": "prompts",
+    "load": "pipeline",
+    "lower": "_rollout",
+    "preset": "strategies.presets",
+    "rollout": "_rollout",
+    "stream": "_rollout",
+}
+
 __all__ = [
+    "Chunk",
     "FlowMo",
+    "ModelError",
+    "NonFiniteError",
+    "Pipeline",
     "RollingForcing",
     "Rollout",
     "SelfForcing",
     "TokenTrim",
+    "Video",
+    "VideoState",
     "encode_prompts",
     "load",
-    "presets",
+    "lower",
+    "preset",
     "rollout",
+    "stream",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ORIGIN:
+        raise AttributeError(f"module 'tt_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tt_jax.{_ORIGIN[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

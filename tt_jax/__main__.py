@@ -2,6 +2,6 @@
 
 import sys
 
-from tt_jax.cli import main
+from tt_jax.cli.main import main
 
 sys.exit(main())

@@ -21,8 +21,9 @@ from flax import nnx
 from jaxtyping import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
+from tt_jax.errors import ModelError
+from tt_jax.models.configs import ModelConfig
 from tt_jax.models.dit import DiT, DiTConfig
-from tt_jax.models.presets import ModelConfig
 from tt_jax.models.text import TextConfig, TextEncoder
 from tt_jax.models.vae import VAE, VAEConfig
 
@@ -31,13 +32,11 @@ PARTS: dict[str, tuple[type, type]] = {
     "vae": (VAEConfig, VAE),
     "text": (TextConfig, TextEncoder),
 }
+# Models that come with the package.
+EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "weights"}
 BATCH = 256 << 20  # bytes of arrays that are written or read at once
 # What a transformer was trained to do: only a causal generator can be rolled out.
 KINDS = ("bidirectional", "causal generator", "unknown")
-
-
-class ModelError(ValueError):
-    """A model's folder that can't be used; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,3 +249,20 @@ def load_part(
 def cast(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
     """All arrays of a nested dict in another dtype."""
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+
+
+def find(model: str | Path) -> Path:
+    """The folder of a model: "shapes", or a converted checkpoint's. Raises ModelError."""
+    folder = EMBEDDED.get(str(model), Path(model))
+    if not folder.is_dir():
+        names = ", ".join(map(repr, EMBEDDED))
+        raise ModelError(
+            f"there is no model {str(model)!r}: give {names} (embedded) or the folder of a "
+            "converted checkpoint."
+        )
+    return folder
+
+
+def default_dtype() -> DTypeLike:
+    """float32 on a CPU, bfloat16 on a GPU or TPU."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

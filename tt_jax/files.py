@@ -9,7 +9,7 @@ _unfinished: set[Path] = set()
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A name beside `path`, with its suffix, to write to; renamed to `path` when all went well.
 
     On any exception, an interrupt included, what was written is removed and `path` left as it was.

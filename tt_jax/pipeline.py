@@ -11,44 +11,36 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, UInt8
+from jaxtyping import Array, DTypeLike, Float, UInt8
 
-from tt_jax.checkpoint import PARTS, ModelError, load_part, read_config
-from tt_jax.layers import wide
+from tt_jax._rollout import Rollout, Strategy
+from tt_jax._rollout import stream as stream_latents
+from tt_jax.checkpoint import PARTS, default_dtype, find, load_part, read_config
+from tt_jax.errors import ModelError, NonFiniteError
+from tt_jax.models.configs import FPS, ModelConfig
 from tt_jax.models.dit import DiT
-from tt_jax.models.presets import FPS, ModelConfig
 from tt_jax.models.text import TextEncoder
+from tt_jax.models.tokenizer import Tokenizer
 from tt_jax.models.vae import VAE, Cache
-from tt_jax.rollout import Rollout, Strategy
-from tt_jax.rollout import stream as stream_latents
+from tt_jax.nn.layers import wide
+from tt_jax.prompts import check_prompts, encode_text
 from tt_jax.sharding import sharding
 from tt_jax.strategies.self_forcing import SelfForcing
-from tt_jax.strategies.state import State as RolloutState
-from tt_jax.tokens import Tokenizer, clean
-from tt_jax.trim import TokenTrim
-
-EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "weights"}
+from tt_jax.strategies.state import State
+from tt_jax.trim.tokentrim import TokenTrim
 
 Prompt = str | Sequence[str] | Float[Array, "b l e"]
 
 
-class NonFiniteError(ArithmeticError):
-    """A chunk came out with NaN or infinite latents; `chunk` is its number, from 0."""
-
-    def __init__(self, chunk: int) -> None:
-        self.chunk = chunk
-        super().__init__(f"the latents of chunk {chunk + 1} aren't finite: the run stops there.")
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class State:
+class VideoState:
     """Where a video stopped: give it to `generate` or `stream` to continue.
 
     A video made by Rolling Forcing is continued from before its last 4 chunks, which are made again
     with what follows them: the continuation's frames replace those from `Video.starts[-4]` on.
     """
 
-    rollout: RolloutState
+    rollout: State
     cache: Cache  # of the VAE
     # Decoded already, but beyond the seconds that were asked for: the continuation's first frames.
     surplus: UInt8[np.ndarray, "b t h w 3"]
@@ -68,7 +60,7 @@ class Chunk:
     total: int
     frames: UInt8[np.ndarray, "b t h w 3"]
     rollout: Rollout  # of this chunk alone
-    state: State
+    state: VideoState
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +73,7 @@ class Video:
     frames: UInt8[np.ndarray, "b t h w 3"]
     rollout: Rollout
     starts: tuple[int, ...]
-    state: State
+    state: VideoState
     fps: int = FPS
 
     @classmethod
@@ -90,7 +82,7 @@ class Video:
     ) -> "Video":
         """All chunks of a stream as one video; `progress` is called with each of them."""
         frames, starts, records = [], [], []
-        state: State | None = None
+        state: VideoState | None = None
         for chunk in chunks:
             if progress is not None:
                 progress(chunk)
@@ -117,7 +109,7 @@ class Video:
 
     def save(self, path: Path | str) -> list[Path]:
         """Writes an mp4 file for each sample and returns their paths; see `video.write`."""
-        from tt_jax import video  # here, so that importing tt_jax stays light
+        from tt_jax.media import video  # here, so that importing tt_jax stays light
 
         paths = self.paths(path)
         for one, frames in zip(paths, self.frames, strict=True):
@@ -190,7 +182,7 @@ class Pipeline:
         strategy: Strategy | None = None,
         size: tuple[int, int] | None = None,
         initial: np.ndarray | None = None,
-        state: State | None = None,
+        state: VideoState | None = None,
         progress: Callable[[Chunk], None] | None = None,
     ) -> Video:
         """A video of exactly `round(16 * seconds)` frames; what `stream` yields, joined.
@@ -214,7 +206,7 @@ class Pipeline:
         strategy: Strategy | None = None,
         size: tuple[int, int] | None = None,
         initial: np.ndarray | None = None,
-        state: State | None = None,
+        state: VideoState | None = None,
     ) -> Iterator[Chunk]:
         """Yields each chunk as soon as it is accepted; the same as one `rollout` over all of them.
 
@@ -266,7 +258,7 @@ class Pipeline:
         trim: TokenTrim,
         size: tuple[int, int],
         initial: Float[Array, "b t h w c"] | None,
-        state: State | None,
+        state: VideoState | None,
     ) -> Iterator[Chunk]:
         side = self.config.vae.spatial_stride
         grid = (size[0] // side, size[1] // side)
@@ -299,16 +291,10 @@ class Pipeline:
             take = frames - shown if index == chunks - 1 else ready.shape[1]
             surplus = ready[:, take:]
             if index < chunks - strategy.lag:  # what comes after is made again
-                state = State(out.state, cache, surplus)
+                state = VideoState(out.state, cache, surplus)
             assert state is not None  # `check` asks for more chunks than are made again
             yield Chunk(number, start, chunks, ready[:, :take], out, state)
             shown += take
-
-
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raises ValueError if one of the prompts is empty, or there is none."""
-    if not prompts or not all(clean(prompt) for prompt in prompts):
-        raise ValueError("the prompt is empty: say what the video should show.")
 
 
 def check_size(config: ModelConfig, size: tuple[int, int]) -> None:
@@ -325,23 +311,6 @@ def frame_count(seconds: float) -> int:
     if not 0 < seconds < float("inf") or round(FPS * seconds) < 1:
         raise ValueError(f"a video needs seconds for at least one frame, not {seconds:g}.")
     return round(FPS * seconds)
-
-
-def find(model: str | Path) -> Path:
-    """The folder of a model: "shapes", or a converted checkpoint's. Raises ModelError."""
-    folder = EMBEDDED.get(str(model), Path(model))
-    if not folder.is_dir():
-        names = ", ".join(map(repr, EMBEDDED))
-        raise ModelError(
-            f"there is no model {str(model)!r}: give {names} (embedded) or the folder of a "
-            "converted checkpoint."
-        )
-    return folder
-
-
-def default_dtype() -> DTypeLike:
-    """float32 on a CPU, bfloat16 on a GPU or TPU."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 def load(
@@ -381,14 +350,6 @@ def load(
             parts[name] = load_part(folder, name, getattr(config, name), dtype, places)
     tokenizer = Tokenizer(pieces, config.text.text_len)
     return Pipeline(**parts, tokenizer=tokenizer, config=config, kind=kind)
-
-
-@partial(jax.jit, static_argnums=0)
-def encode_text(
-    graph: nnx.GraphDef, params: nnx.State, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
-) -> Float[Array, "b l e"]:
-    """Embeddings of tokens by a text encoder that is split in two."""
-    return nnx.merge(graph, params)(ids, mask)
 
 
 @partial(jax.jit, static_argnums=0)

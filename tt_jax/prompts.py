@@ -4,19 +4,34 @@ transformer, and is needed for a moment. What it said of the latest prompts is k
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from tt_jax.checkpoint import load_part, read_config
-from tt_jax.files import whole
-from tt_jax.pipeline import check_prompts, default_dtype, encode_text, find
-from tt_jax.tokens import Tokenizer, clean
+from tt_jax.checkpoint import default_dtype, find, load_part, read_config
+from tt_jax.files import atomic
+from tt_jax.models.tokenizer import Tokenizer, clean
 
 KEPT = 64  # prompts; a megabyte or so each, of Wan's
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises ValueError if one of the prompts is empty, or there is none."""
+    if not prompts or not all(clean(prompt) for prompt in prompts):
+        raise ValueError("the prompt is empty: say what the video should show.")
+
+
+@partial(jax.jit, static_argnums=0)
+def encode_text(
+    graph: nnx.GraphDef, params: nnx.State, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
+) -> Float[Array, "b l e"]:
+    """Embeddings of tokens by a text encoder that is split in two."""
+    return nnx.merge(graph, params)(ids, mask)
 
 
 def encode_prompts(
@@ -78,7 +93,7 @@ def _write(path: Path, rows: Float[np.ndarray, "n d"]) -> None:
     """Keeps a prompt, in place of the oldest one if there are too many; or not, on a full disk."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as aside:
+        with atomic(path) as aside:
             np.save(aside, rows)
         oldest_first = sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime_ns)
         for old in oldest_first[:-KEPT]:

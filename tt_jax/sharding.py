@@ -1,9 +1,9 @@
-"""Where arrays live on several devices: patterns of their paths, and the mesh axes that part them.
+"""Where arrays live on several devices: patterns of their paths, and the mesh axes that shard them.
 
-Knows names and shapes, no model. A mesh has the axes `AXES`, or some of them: "data" parts the
+Knows names and shapes, no model. A mesh has the axes `AXES`, or some of them: "data" shards the
 prompts of a batch, "sequence" the tokens of a pass, "tensor" attention heads and the hidden width
 of the feed-forward. Place parameters with `place` (or `tt_jax.load(..., mesh=mesh)`) and call
-everything under `with jax.set_mesh(mesh)`: XLA parts the rest by what it finds there.
+everything under `with jax.set_mesh(mesh)`: XLA shards the rest by what it finds there.
 """
 
 import math
@@ -21,7 +21,7 @@ AXES = ("data", "sequence", "tensor")
 
 # The first pattern that is the whole path counts; an array that none describes is on every device.
 # Transformer and text encoder have a leading axis of layers; what enters a pair of linear layers
-# is parted by their hidden width, so that one sum over the devices follows the second.
+# is sharded by their hidden width, so that one sum over the devices follows the second.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/(\w+_attn/)?[qkv]/kernel", PartitionSpec(None, None, "tensor")),
     (r"blocks/\w+_attn/[qkv]/bias", PartitionSpec(None, "tensor")),
@@ -42,7 +42,7 @@ Attend = Callable[..., Float[Array, "b t n h"]]
 def mesh_shape(devices: int, heads: int, batch: int = 1) -> tuple[int, int, int]:
     """How many devices go to each of `AXES` for a transformer of `heads` heads.
 
-    As many as divide the heads go to "tensor", which parts the weights and the context; of those
+    As many as divide the heads go to "tensor", which shards the weights and the context; of those
     left, as many as divide the batch to "data"; the others to "sequence".
     """
     tensor = math.gcd(devices, heads)
@@ -73,7 +73,7 @@ def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) ->
 
 
 def spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """How the array at `path`, like "blocks/ffn/fc1/kernel" or "context/k", is parted."""
+    """How the array at `path`, like "blocks/ffn/fc1/kernel" or "context/k", is sharded."""
     rules = (rule for pattern, rule in RULES if re.fullmatch(pattern, path))
     return fit(next(rules, PartitionSpec()), shape, mesh)
 
@@ -122,7 +122,7 @@ def constrain(tree: Any) -> Any:
     )
 
 
-def parted(
+def sharded(
     attend: Attend,
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s n h"],
@@ -131,7 +131,7 @@ def parted(
 ) -> Float[Array, "b t n h"]:
     """`attend(q, k, v, mask)`, each device its own prompts, queries and heads and all their keys.
 
-    XLA can't part a kernel by itself. Without a mesh (see `constrain`) it is one plain call.
+    XLA can't shard a kernel by itself. Without a mesh (see `constrain`) it is one plain call.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

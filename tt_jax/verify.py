@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tt_jax._rollout import rollout
 from tt_jax.checkpoint import (
     ModelError,
     Stored,
@@ -20,11 +21,10 @@ from tt_jax.checkpoint import (
     read_stored,
     shapes,
 )
-from tt_jax.layers import wide
+from tt_jax.models.tokenizer import Tokenizer
 from tt_jax.models.vae import VAE
-from tt_jax.rollout import rollout
+from tt_jax.nn.layers import wide
 from tt_jax.strategies.self_forcing import SelfForcing
-from tt_jax.tokens import Tokenizer
 
 LEAST_PSNR = 15.0  # decibels of the test card's round trip; one grey for all of it has about 8
 CARD = (5, 64, 64)  # frames, height, width

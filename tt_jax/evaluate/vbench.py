@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from tt_jax.evaluate.measures import read_header
-from tt_jax.files import whole
-from tt_jax.report import save
+from tt_jax.files import atomic
+from tt_jax.records import save
 
 Mode = Literal["standard", "custom"]
 
@@ -136,7 +136,7 @@ class Layout:
         """Copies the videos; in custom mode writes their whole prompts to `prompts.json` too."""
         self.videos.mkdir(parents=True, exist_ok=True)
         for name, source in self.files.items():
-            with whole(self.videos / name) as aside:
+            with atomic(self.videos / name) as aside:
                 shutil.copyfile(source, aside)
         if self.mode == "custom":
             save(self.folder / "prompts.json", self.prompts)

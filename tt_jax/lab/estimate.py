@@ -11,7 +11,7 @@ import numpy as np
 from tt_jax.evaluate.measures import measure
 from tt_jax.lab.make import chunk_count, chunks
 from tt_jax.lab.spec import Cell
-from tt_jax.models.presets import FPS
+from tt_jax.models.configs import FPS
 from tt_jax.pipeline import Pipeline
 from tt_jax.shapes import checker
 

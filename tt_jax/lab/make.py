@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from tt_jax._rollout import Strategy
 from tt_jax.lab.spec import WORLD_PROMPTS, Cell, Plant
 from tt_jax.lab.stress import corrupt, planted_tokens
-from tt_jax.models.presets import FPS, ModelConfig
+from tt_jax.models.configs import FPS, ModelConfig
 from tt_jax.pipeline import Chunk, Pipeline, Video, frame_count
-from tt_jax.presets import preset
-from tt_jax.rollout import Strategy
 from tt_jax.shapes.world import SIDE
+from tt_jax.strategies.presets import preset
 from tt_jax.strategies.rolling_forcing import RollingForcing
 
 RECORD = ("severity", "accepted_severity", "threshold", "triggered", "kept_fraction")

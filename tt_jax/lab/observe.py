@@ -9,7 +9,7 @@ from tt_jax.evaluate import measures
 from tt_jax.lab import truth
 from tt_jax.lab.make import RECORD, Made
 from tt_jax.lab.spec import Cell
-from tt_jax.models.presets import FPS
+from tt_jax.models.configs import FPS
 from tt_jax.shapes import checker
 
 # One row of the CSV is one second, one chunk or one whole video, as `kind` says; it fills its own

@@ -10,9 +10,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.typing import ColorType
 
-from tt_jax import plots
 from tt_jax.lab.compare import CURVES, Comparison, Measure, at_end, over_all
 from tt_jax.lab.stats import Interval, bootstrap
+from tt_jax.plots import drift as plots
+from tt_jax.plots import style
 
 PANELS = (
     "lost", "colour_error", "background_error", "shape_error", "moving", "place_error",
@@ -52,16 +53,16 @@ def drift(comparison: Comparison) -> Figure:
             axes.fill_between(middle, band.low, band.high, color=colour, alpha=0.13, lw=0)
         if comparison.stress.plant is not None:
             axes.axvline(comparison.stress.plant.second, color=plots.ABNORMAL, lw=1, ls=":")
-        axes.set_title(CURVES[name][0], size=9.5, loc="left", color=plots.INK)
+        axes.set_title(CURVES[name][0], size=9.5, loc="left", color=style.INK)
         _plain(axes)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
-    figure.supxlabel("time in the video, seconds", size=9, color=plots.INK)
+    figure.supxlabel("time in the video, seconds", size=9, color=style.INK)
     handles, names = figure.axes[0].get_legend_handles_labels()
     title = f"{comparison.study.name} · {comparison.host} · {comparison.stress.name}"
     figure.legend(
         handles, names, loc="outside upper left", ncols=min(6, len(names)), frameon=False,
-        fontsize=9, labelcolor=plots.INK, title=title, alignment="left",
+        fontsize=9, labelcolor=style.INK, title=title, alignment="left",
     )  # fmt: skip
     return figure
 
@@ -80,15 +81,15 @@ def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) ->
                 across.mean, drifts.mean, xerr=_arms(across), yerr=_arms(drifts), color=colour,
                 marker="o", ms=4 + 2 * width, lw=width, label=arm,
             )  # fmt: skip
-    left.set_ylabel(DRIFT.title, size=9, color=plots.INK)
-    left.set_xlabel(MOTION.title, size=9, color=plots.INK)
-    right.set_xlabel(f"wall time over that of {baseline!r}", size=9, color=plots.INK)
+    left.set_ylabel(DRIFT.title, size=9, color=style.INK)
+    left.set_xlabel(MOTION.title, size=9, color=style.INK)
+    right.set_xlabel(f"wall time over that of {baseline!r}", size=9, color=style.INK)
     for axes in (left, right):
         _plain(axes)
     title = f"{comparison.study.name} · {comparison.host} · {comparison.stress.name}"
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False,
-        fontsize=8, labelcolor=plots.INK, title=title, alignment="left",
+        fontsize=8, labelcolor=style.INK, title=title, alignment="left",
     )  # fmt: skip
     return figure
 
@@ -99,8 +100,8 @@ def _arms(interval: Interval) -> np.ndarray:
 
 
 def _plain(axes: Axes) -> None:
-    axes.tick_params(labelsize=8, color=plots.FAINT, labelcolor=plots.INK)
+    axes.tick_params(labelsize=8, color=style.FAINT, labelcolor=style.INK)
     axes.grid(color="#E6E6E6", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(plots.FAINT)
+    axes.spines[["left", "bottom"]].set_color(style.FAINT)

@@ -4,8 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tt_jax import plots
-from tt_jax.files import whole
+from tt_jax.files import atomic
 from tt_jax.lab import pictures
 from tt_jax.lab.compare import (
     AFTER_PLANT,
@@ -22,6 +21,7 @@ from tt_jax.lab.compare import (
 )
 from tt_jax.lab.spec import Experiment
 from tt_jax.lab.stats import Interval, bootstrap, paired
+from tt_jax.plots import style
 
 BY_REGIME = ENDS[:2]  # objects lost, object colour
 ACTS = (TRIGGERS, ON_OBJECTS)
@@ -59,12 +59,12 @@ def write(
                 f"{name}-pareto.png": pictures.pareto(comparison, times, experiment.against[0]),
             }
             for file, figure in drawn.items():
-                plots.save(figure, folder / file)
+                style.save(figure, folder / file)
                 pages.append(folder / file)
             parts.append(section(comparison, experiment.against, times))
             parts += [f"![{file}]({file})" for file in drawn]
     path = folder / "report.md"
-    with whole(path) as aside:
+    with atomic(path) as aside:
         aside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return [path, *pages]
 

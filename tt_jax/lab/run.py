@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tt_jax import report as record
+from tt_jax import records
 from tt_jax.evaluate.measures import optical_flow
-from tt_jax.files import whole
+from tt_jax.files import atomic
 from tt_jax.lab import store
 from tt_jax.lab.make import Made
 from tt_jax.lab.observe import observe
 from tt_jax.lab.spec import Cell, Experiment
 from tt_jax.lab.store import Finished
-from tt_jax.trim import MEASURES
+from tt_jax.trim.policies import MEASURES
 
 Maker = Callable[[Cell], Made]
 
@@ -28,8 +28,8 @@ def origin(digest: str) -> dict[str, Any]:
     """What decides on a cell's numbers beside its settings: model, versions, device, flow."""
     return {
         "model": digest,
-        "versions": record.versions(),
-        "device": record.device(),
+        "versions": records.versions(),
+        "device": records.device(),
         "flow": optical_flow()[0],
     }
 
@@ -46,16 +46,16 @@ def run(
 ) -> bool:
     """Makes the cells that aren't finished, in the file's order; whether all are.
 
-    text: of the experiment's file. names: of the cells' files. about: what `record.json` says.
+    text: of the experiment's file. names: of the cells' files. about: what `records.json` says.
     at_once: cells that are made side by side; those that are compared with one another never are.
     A cell whose arm had nothing to do isn't made again: `twin`. Every finished cell is in the
     folder at once, so that a run can end at any time and go on from there; the tables follow every
     minute and when it ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / store.FILE) as aside:
+    with atomic(folder / store.FILE) as aside:
         aside.write_text(text, encoding="utf-8")
-    record.save(folder / store.RECORD, about)
+    records.save(folder / store.RECORD, about)
     finished = {cell: store.read_cell(folder, names[cell]) for cell in experiment.cells}
     started = written = time.perf_counter()
     ended, lock = threading.Event(), threading.Lock()

@@ -17,9 +17,9 @@ from types import UnionType
 from typing import Any
 
 from tt_jax.pipeline import check_prompts, frame_count
-from tt_jax.presets import NAMES
 from tt_jax.shapes.world import evaluation_prompts
-from tt_jax.trim import TokenTrim
+from tt_jax.strategies.presets import NAMES
+from tt_jax.trim.tokentrim import TokenTrim
 
 WORLD_PROMPTS = 256  # the embedded world's fixed ones; also the most that a study can have
 CLEAN = "clean"  # the stress that every file has: none

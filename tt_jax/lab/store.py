@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tt_jax.checkpoint import PARTS
-from tt_jax.files import whole
+from tt_jax.files import atomic
 from tt_jax.lab.observe import COLUMNS, Row
 from tt_jax.lab.spec import Cell
 
@@ -75,7 +75,7 @@ def write_cell(folder: Path, name: str, finished: Finished) -> None:
     """Keeps a finished cell."""
     path = path_of(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as aside:
+    with atomic(path) as aside:
         aside.write_text(json.dumps(dataclasses.asdict(finished), allow_nan=False))
 
 
@@ -101,7 +101,7 @@ def write_tables(folder: Path, cells: Iterable[tuple[Cell, Finished]]) -> None:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with atomic(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

@@ -12,8 +12,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from tt_jax.attention import attention, rotate, rotation
-from tt_jax.layers import LayerNorm, Linear, RMSNorm, gelu, layer_norm, patchify, unpatchify, wide
+from tt_jax.nn.attention import attention
+from tt_jax.nn.layers import (
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    gelu,
+    layer_norm,
+    patchify,
+    unpatchify,
+    wide,
+)
+from tt_jax.nn.rope import rotate, rotation
 
 
 class KV(NamedTuple):

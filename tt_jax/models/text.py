@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from tt_jax.layers import Linear, RMSNorm, gelu, wide, wide_dtype
+from tt_jax.nn.layers import Linear, RMSNorm, gelu, wide, wide_dtype
 
 
 @dataclass(frozen=True)

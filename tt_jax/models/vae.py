@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from tt_jax.attention import attention
-from tt_jax.layers import Linear, wide
+from tt_jax.nn.attention import attention
+from tt_jax.nn.layers import Linear, wide
 
 Cache = Any  # nested tuples of arrays `[B, frames, H, W, C]`; None at the start of a video
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 import tt_jax
-from tt_jax.files import whole
+from tt_jax.files import atomic
 from tt_jax.shapes.checker import judge
 from tt_jax.shapes.world import REGIMES, Scene, evaluation_prompts, render, sample_scene
 
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for (text, scene), verdict in zip(prompts, judged, strict=True)
             ],
         }
-        with whole(options.json) as aside:
+        with atomic(options.json) as aside:
             aside.write_text(json.dumps(record, indent=1))
 
 

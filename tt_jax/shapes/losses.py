@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from tt_jax.attention import rotate, rotation
 from tt_jax.models.dit import KV, DiT
+from tt_jax.nn.rope import rotate, rotation
 
 
 def teacher_forcing_loss(

@@ -19,17 +19,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from tt_jax.checkpoint import PARTS, abstract, cast, load_part, save_part, write_config
-from tt_jax.models.presets import PRESETS, ModelConfig
+from tt_jax.checkpoint import PARTS, abstract, cast, find, load_part, save_part, write_config
+from tt_jax.models.configs import CONFIGS, ModelConfig
+from tt_jax.models.tokenizer import Tokenizer, train_sentencepiece
 from tt_jax.models.vae import VAE, VAEConfig
-from tt_jax.pipeline import find
-from tt_jax.schedule import time_sinusoid, warp
 from tt_jax.shapes.coupling import couple
 from tt_jax.shapes.losses import teacher_forcing_loss, window_loss
 from tt_jax.shapes.optimise import Log, Params, optimizer, run_stage, schedule
 from tt_jax.shapes.reading import answers, questions, reading_loss
 from tt_jax.shapes.world import Scene, caption, render, sample_scene
-from tt_jax.tokens import Tokenizer, train_sentencepiece
+from tt_jax.strategies.schedule import time_sinusoid, warp
 
 # Self Forcing's noise levels, the only ones its rollout ever uses.
 LEVELS = np.array(warp((1000, 750, 500, 250)), np.float32)
@@ -424,7 +423,7 @@ def train(recipe: Recipe, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.absolute()
     log = Log(folder / "log.csv")
-    config = PRESETS["shapes"]
+    config = CONFIGS["shapes"]
 
     pieces = folder / "tokenizer.model"
     if recipe.dit_start and not pieces.exists():

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from tt_jax.layers import wide
+from tt_jax.nn.layers import wide
 
 Predict = Callable[[Float[Array, "b f h w c"]], Float[Array, "b f h w c"]]
 

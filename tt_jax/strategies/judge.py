@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tt_jax import context as ctx
-from tt_jax import drift as measure
+from tt_jax.cache import buffer
 from tt_jax.strategies.state import Record, State, sample_keys
-from tt_jax.trim import TokenTrim
+from tt_jax.trim import drift as measure
+from tt_jax.trim.tokentrim import TokenTrim
 
 POLICY_STEP = 2**30  # the "step" whose random key the pruning policy gets; far from any noise's
 
@@ -78,7 +78,7 @@ def judge(
     triggered = first.severity > threshold
 
     last, active = first, triggered
-    may_drop = ctx.prunable(context, trim.prune_sink)
+    may_drop = buffer.prunable(context, trim.prune_sink)
     for retry in range(1, trim.retries + 1):
         fresh = redraw(retry) if trim.resample_noise else noise
         keys = jax.vmap(jax.random.fold_in, (0, None))(
@@ -105,7 +105,7 @@ def judge(
         accepted_severity=jnp.where(state.seen, kept.severity, nothing),
         threshold=threshold,
         triggered=triggered,
-        kept_fraction=ctx.kept_fraction(pruned),
+        kept_fraction=buffer.kept_fraction(pruned),
         pruned=share_of_frames(dropped, may_drop),
     )
     state = dataclasses.replace(

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from tt_jax import context as ctx
-from tt_jax import drift as measure
-from tt_jax.context import Context
-from tt_jax.layers import wide
+from tt_jax.cache import buffer
+from tt_jax.cache.buffer import Context
 from tt_jax.models.dit import KV, DiT
-from tt_jax.schedule import time_sinusoid, warp
+from tt_jax.nn.layers import wide
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.judge import judge
+from tt_jax.strategies.schedule import time_sinusoid, warp
 from tt_jax.strategies.state import Flight, Record, State, draw_noise, empty_state
-from tt_jax.trim import TokenTrim
+from tt_jax.trim import drift as measure
+from tt_jax.trim.tokentrim import TokenTrim
 
 SPAN = 21  # frames that one pass attends to at most, its own included
 NEVER = np.iinfo(np.int32).max
@@ -212,7 +212,7 @@ class RollingForcing:
         sigma = jnp.asarray(levels, x0.dtype)[:, None, None, None]
 
         def denoise(valid: Bool[Array, "b s p"], noise: Array) -> Float[Array, "b f h w c"]:
-            mask = ctx.attention_mask(valid & attended[:, None], len(own))
+            mask = buffer.attention_mask(valid & attended[:, None], len(own))
             mask = mask.at[..., -len(own) :].set(own)
             # Step s is the noise of the block that comes s-th from the end.
             noise = jnp.moveaxis(noise[::-1], 0, 1).reshape(x0.shape)
@@ -245,13 +245,13 @@ class RollingForcing:
         frames = state.frame + jnp.arange(self.chunk)
         attended = context.frame >= state.frame + self.chunk - SPAN
         own = self.chunk * context.valid.shape[2]
-        mask = ctx.attention_mask(context.valid & attended[:, None], own)
+        mask = buffer.attention_mask(context.valid & attended[:, None], own)
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, self.chunk))))
         _, kv = dit(
             x0, sinusoid, text, frames, context.keys_values, mask,
             positions=context.frame, remat=remat,
         )  # fmt: skip
-        return ctx.append(context, kv, measure.frame_tokens(x0, dit.config.patch), frames)
+        return buffer.append(context, kv, measure.frame_tokens(x0, dit.config.patch), frames)
 
 
 def _flight(state: State) -> Flight:

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tt_jax import context as ctx
-from tt_jax import drift as measure
-from tt_jax.layers import wide
+from tt_jax.cache import buffer
 from tt_jax.models.dit import KV, DiT
-from tt_jax.schedule import time_sinusoid, warp
+from tt_jax.nn.layers import wide
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.judge import judge
+from tt_jax.strategies.schedule import time_sinusoid, warp
 from tt_jax.strategies.state import Record, State, draw_noise, empty_state
-from tt_jax.trim import TokenTrim
+from tt_jax.trim import drift as measure
+from tt_jax.trim.tokentrim import TokenTrim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class SelfForcing:
         """Steps `first .. stop - 1` of the schedule; returns x0."""
         size = x0.shape[1]
         frames, positions = self._positions(state, size)
-        mask = ctx.attention_mask(valid, size * valid.shape[2])
+        mask = buffer.attention_mask(valid, size * valid.shape[2])
         levels = np.array(warp(self.steps))
         sinusoids = time_sinusoid(np.repeat(levels[:, None, None], size, axis=2))
 
@@ -129,7 +129,7 @@ class SelfForcing:
 
         def step(x0: Array, inputs: tuple) -> tuple[Array, None]:
             # The loop is always over all steps, so that XLA makes one and the same program of it:
-            # where it is parted in two, the results are those of the whole, bit for bit.
+            # where it is split in two, the results are those of the whole, bit for bit.
             index, *rest = inputs
             due = (index >= first) & (index < stop)
             return jax.lax.cond(due, denoise, lambda x0, *_: x0, x0, *rest), None
@@ -149,13 +149,13 @@ class SelfForcing:
         frames, positions = self._positions(state, size)
         tokens = measure.frame_tokens(x0, dit.config.patch)
         valid = state.context.valid
-        mask = ctx.attention_mask(valid, size * valid.shape[2])
+        mask = buffer.attention_mask(valid, size * valid.shape[2])
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, size))))
         _, kv = dit(
             x0, sinusoid, text, frames, state.context.keys_values, mask,
             positions=positions, rotated=not self.relative, remat=remat,
         )  # fmt: skip
-        context = ctx.append(state.context, kv, tokens, state.frame + jnp.arange(size))
+        context = buffer.append(state.context, kv, tokens, state.frame + jnp.arange(size))
         return dataclasses.replace(state, context=context, frame=state.frame + size)
 
     def _positions(

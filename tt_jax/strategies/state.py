@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tt_jax import context as ctx
-from tt_jax.context import Context
-from tt_jax.drift import Statistics
+from tt_jax.cache import buffer
+from tt_jax.cache.buffer import Context
 from tt_jax.models.dit import DiT
+from tt_jax.trim.drift import Statistics
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +67,7 @@ def empty_state(
 ) -> State:
     """The state before the first chunk, with a context of `slots` frames; `grid` in latents."""
     config = dit.config
-    context = ctx.empty(
+    context = buffer.empty(
         layers=config.layers,
         batch=batch,
         slots=slots,

@@ -1,21 +1,18 @@
 """The TPU's compiler without a TPU: programs compiled ahead of time for a named machine."""
 
 import os
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import DTypeLike
 
+from tt_jax._rollout import Strategy, lower
 from tt_jax.checkpoint import abstract
-from tt_jax.machines import Machine
 from tt_jax.models.dit import DiTConfig
-from tt_jax.rollout import Strategy, _begin, _rollout
-from tt_jax.sharding import abstractly, make_mesh
-from tt_jax.trim import TokenTrim
+from tt_jax.planning.machines import Machine
+from tt_jax.sharding import make_mesh
 
 
 class Compiled(NamedTuple):
@@ -47,37 +44,6 @@ def devices(machine: Machine) -> list[jax.Device]:  # pyright: ignore[reportInva
     return list(found.devices)[: machine.chips]
 
 
-def lower_rollout(
-    config: DiTConfig,
-    strategy: Strategy,
-    mesh: Mesh,
-    *,
-    chunks: int,
-    grid: tuple[int, int],
-    dtype: DTypeLike = jnp.bfloat16,
-) -> jax.stages.Lowered:
-    """The rollout of one prompt, with TokenTrim, traced and lowered for the mesh's devices.
-
-    grid: height and width of the latents.
-    """
-    graph, params = nnx.split(abstract("dit", config, dtype))
-    text = jax.ShapeDtypeStruct((1, config.text_len, config.text_dim), dtype)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    begin = partial(_begin, graph)
-    state = jax.eval_shape(
-        lambda params, text, key: begin(params, text, key, grid, strategy, None), params, text, key
-    )
-    pure = abstractly(nnx.to_pure_dict(params), mesh)
-    nnx.replace_by_pure_dict(params, pure)
-    whole = NamedSharding(mesh, PartitionSpec())
-    text = jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=whole)
-    with jax.set_mesh(mesh):
-        return _rollout.lower(
-            graph, params, text, chunks, grid, strategy, TokenTrim(), None,
-            abstractly(state, mesh), False,
-        )  # fmt: skip
-
-
 def compile_rollout(
     config: DiTConfig,
     strategy: Strategy,
@@ -87,9 +53,15 @@ def compile_rollout(
     grid: tuple[int, int],
     dtype: DTypeLike = jnp.bfloat16,
 ) -> Compiled:
-    """Compiles what `lower_rollout` lowers. Raises jax.errors.JaxRuntimeError when the compiler
-    refuses, for want of memory for one."""
-    lowered = lower_rollout(config, strategy, mesh, chunks=chunks, grid=grid, dtype=dtype)
+    """Compiles the rollout of one prompt, with TokenTrim, for the mesh's devices.
+
+    grid: height and width of the latents. Raises jax.errors.JaxRuntimeError when the compiler
+    refuses, for want of memory for one.
+    """
+    text = jax.ShapeDtypeStruct((1, config.text_len, config.text_dim), dtype)
+    lowered = lower(
+        abstract("dit", config, dtype), text, chunks=chunks, grid=grid, strategy=strategy, mesh=mesh
+    )
     with jax.set_mesh(mesh):
         memory = lowered.compile().memory_analysis()
     assert memory is not None  # a TPU's compiler knows

@@ -11,8 +11,8 @@ from av.error import FFmpegError
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from tt_jax.files import whole
-from tt_jax.models.presets import FPS
+from tt_jax.files import atomic
+from tt_jax.models.configs import FPS
 
 SMALLEST = 256  # pixels; smaller videos are enlarged in their files, so that one can see them
 GROUND = 255  # of side-by-side frames
@@ -45,7 +45,7 @@ def write(path: Path | str, frames: UInt8[np.ndarray, "t h w 3"], fps: int = FPS
     """
     frames = enlarge(frames)
     height, width = (side - side % 2 for side in frames.shape[1:3])
-    with whole(Path(path)) as aside, iio.imopen(aside, "w", plugin="pyav") as file:
+    with atomic(Path(path)) as aside, iio.imopen(aside, "w", plugin="pyav") as file:
         file.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
         for frame in frames[:, :height, :width]:
             file.write_frame(frame)

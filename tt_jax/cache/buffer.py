@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from tt_jax.layers import wide_dtype
 from tt_jax.models.dit import KV
+from tt_jax.nn.layers import wide_dtype
 
 
 @jax.tree_util.register_dataclass

@@ -10,10 +10,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
 
-from tt_jax.attention import LOGIT_BYTES
+from tt_jax._rollout import Strategy
 from tt_jax.checkpoint import PARTS, abstract
-from tt_jax.models.presets import ModelConfig
-from tt_jax.rollout import Strategy
+from tt_jax.models.configs import ModelConfig
+from tt_jax.nn.dot_product import LOGIT_BYTES
 
 
 @dataclasses.dataclass(frozen=True)

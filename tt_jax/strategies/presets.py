@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
-from tt_jax.trim import TokenTrim
+from tt_jax.trim.tokentrim import TokenTrim
 
 
 class Preset(NamedTuple):

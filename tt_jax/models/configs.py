@@ -24,7 +24,7 @@ class ModelConfig:
     window: int = 21
 
 
-PRESETS = {
+CONFIGS = {
     "wan2.1-1.3b": ModelConfig(DiTConfig.wan_1_3b(), VAEConfig(), TextConfig.umt5_xxl()),
     "wan2.1-14b": ModelConfig(DiTConfig.wan_14b(), VAEConfig(), TextConfig.umt5_xxl()),
     "shapes": ModelConfig(

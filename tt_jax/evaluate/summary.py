@@ -1,20 +1,17 @@
-"""`tt-jax eval`: measures of video files as a table, a CSV and a picture; VBench's layout."""
+"""Measures of video files as a table, a CSV file and a picture; prompts of videos."""
 
-import argparse
 import csv
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from tt_jax import plots
-from tt_jax.evaluate import vbench
-from tt_jax.evaluate.measures import CONTRASTS, CURVES, Measures, measure_files
-from tt_jax.files import whole
+from tt_jax.evaluate.measures import CONTRASTS, CURVES, Measures
+from tt_jax.files import atomic
+from tt_jax.plots import style
 
 # Title and unit.
 TITLES = {
@@ -26,52 +23,6 @@ TITLES = {
     "motion": ("motion", "% of the height a second"),
     "sharpness": ("sharpness", "variance of the Laplacian"),
 }
-
-
-def add_eval(commands: Any) -> None:
-    """`tt-jax eval`: measures video files, or lays them out for VBench."""
-    parser = commands.add_parser("eval", help="measure flicker, drift, motion and sharpness")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="videos of one rate")
-    parser.add_argument("--out", type=Path, help="folder of the table and picture (runs/...)")
-    group = parser.add_argument_group("VBench")
-    group.add_argument(
-        "--vbench-layout", type=Path, metavar="DIR", help="copy the files here as VBench reads them"
-    )
-    group.add_argument(
-        "--vbench-mode", choices=("custom", "standard"), default="custom",
-        help="standard: the prompts are VBench's own",
-    )  # fmt: skip
-    group.add_argument(
-        "--prompts", type=Path, metavar="JSON",
-        help="prompts by file name, where no record of `tt-jax generate` lies beside the video "
-        "or it was made from a longer version of VBench's prompt",
-    )  # fmt: skip
-    parser.set_defaults(check=request)
-
-
-def request(args: argparse.Namespace) -> Callable[[], None]:
-    """Measures or plans; the work writes. Raises ValueError or FileNotFoundError."""
-    if args.vbench_layout is not None:
-        prompts = read_prompts(args.files, args.prompts)
-        plan = vbench.layout(prompts, args.vbench_layout, args.vbench_mode)
-
-        def lay_out() -> None:
-            plan.write()
-            print(plan.command)
-
-        return lay_out
-
-    measured = dict(zip(labels(args.files), measure_files(args.files), strict=True))
-    folder = args.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-eval"
-
-    def write() -> None:
-        print(table(measured))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_csv(folder / "eval.csv", measured)
-        plots.save(picture(measured), folder / "eval.png")
-        print(folder / "eval.csv", folder / "eval.png", sep="\n")
-
-    return write
 
 
 def labels(files: Sequence[Path]) -> list[str]:
@@ -110,7 +61,7 @@ def table(measured: Mapping[str, Measures]) -> str:
 
 def write_csv(path: Path, measured: Mapping[str, Measures]) -> None:
     """One row per number: file, measure, method (of motion), contrast, second (from 0), value."""
-    with whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with atomic(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "measure", "method", "contrast", "second", "value"])
         for label, m in measured.items():
@@ -142,19 +93,19 @@ def picture(measured: Mapping[str, Measures]) -> Figure:
                     1.0, height, f"{CONTRASTS[0]}: {change:+.3g}", color=colour, size=7.5,
                     ha="right", va="bottom", transform=axes.transAxes,
                 )  # fmt: skip
-        axes.set_title(title(name, flow), size=9.5, loc="left", color=plots.INK)
+        axes.set_title(title(name, flow), size=9.5, loc="left", color=style.INK)
         if "drift" in name or name == "motion":
             axes.set_ylim(bottom=0)
-        axes.tick_params(labelsize=8, color=plots.FAINT, labelcolor=plots.INK)
+        axes.tick_params(labelsize=8, color=style.FAINT, labelcolor=style.INK)
         axes.grid(axis="y", color="#E6E6E6", lw=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(plots.FAINT)
+        axes.spines[["left", "bottom"]].set_color(style.FAINT)
     rows[-1].set_xlim(left=0)
-    rows[-1].set_xlabel("time in the video, seconds", size=9, color=plots.INK)
+    rows[-1].set_xlabel("time in the video, seconds", size=9, color=style.INK)
     handles, names = rows[-1].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside upper left", ncols=min(3, len(names)), frameon=False,
-        fontsize=9, labelcolor=plots.INK,
+        fontsize=9, labelcolor=style.INK,
     )  # fmt: skip
     return figure
 

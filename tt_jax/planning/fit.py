@@ -1,11 +1,9 @@
-"""`tt-jax plan`: whether a model fits a machine that isn't here, and how fast it could be there."""
+"""Whether a model fits a machine that isn't here, and how fast it could be there."""
 
-import argparse
 import dataclasses
 import math
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,16 +12,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from tt_jax import pipeline, plan, tpu
-from tt_jax.attention import choice
-from tt_jax.checkpoint import abstract, read_config, shapes
-from tt_jax.generate import size as size_type
-from tt_jax.machines import MACHINES, Machine
+from tt_jax.checkpoint import abstract, shapes
+from tt_jax.models.configs import ModelConfig
 from tt_jax.models.dit import KV
-from tt_jax.models.presets import PRESETS, ModelConfig
-from tt_jax.operations import Cost, cost
-from tt_jax.schedule import time_sinusoid
+from tt_jax.nn.attention import choice
+from tt_jax.planning import compiler, memory
+from tt_jax.planning.machines import MACHINES, Machine
+from tt_jax.planning.operations import Cost, cost
 from tt_jax.sharding import AXES, mesh_shape, spec
+from tt_jax.strategies.schedule import time_sinusoid
 from tt_jax.strategies.self_forcing import SelfForcing
 
 DTYPE = jnp.bfloat16
@@ -79,48 +76,6 @@ class Request:
         return mesh_shape(self.machine.chips, self.config.dit.heads)
 
 
-def add_plan(commands: Any) -> None:
-    """`tt-jax plan`: memory and roofline of a model on a machine that isn't here."""
-    parser = commands.add_parser("plan", help="whether a model fits a machine, and how fast")
-    names = ", ".join(PRESETS)
-    parser.add_argument("--model", default="wan2.1-1.3b", help=f"{names}, or a model's folder")
-    parser.add_argument("--device", choices=MACHINES, required=True)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of the video")
-    parser.add_argument("--size", type=size_type, help="like 832x480; the model's own by default")
-    parser.add_argument("--window", type=int, help="latent frames that attention spans")
-    parser.set_defaults(check=request)
-
-
-def request(args: argparse.Namespace) -> Callable[[], int]:
-    """Checks the request; the work prints the table and, where it doesn't fit, what would help."""
-    jax.config.update("jax_platforms", "cpu")  # nothing runs, so no accelerator is taken
-    known = PRESETS.get(args.model)
-    config = read_config(pipeline.find(args.model))[0] if known is None else known
-    size = args.size or config.size
-    pipeline.check_size(config, size)
-    strategy = SelfForcing(window=args.window or config.window)
-    frames = pipeline.frame_count(args.seconds)
-    asked = Request(config, MACHINES[args.device], strategy, size, frames)
-    if asked.machine.topology is not None:
-        tpu.devices(asked.machine)  # says what is missing
-
-    def work() -> int:
-        guess = estimate(asked)
-        started = time.perf_counter()
-        need = guess if asked.machine.topology is None else compiled(asked, guess)
-        spent = None if asked.machine.topology is None else time.perf_counter() - started
-        print(f"{args.model} on {args.device}, {args.seconds:g} s of {size[1]}x{size[0]}")
-        print(*table(asked, need, spent), sep="\n")
-        if need.most <= asked.machine.memory:
-            return 0
-        scale = need.generating / guess.generating
-        settings = " or ".join(remedies(asked, scale)) or "a smaller model"
-        print(f"It doesn't fit; it would, as far as shapes tell, with {settings}.")
-        return 1
-
-    return work
-
-
 def estimate(asked: Request) -> Need:
     """From shapes alone."""
     config, (_, sequence, tensor) = asked.config, asked.mesh
@@ -129,30 +84,30 @@ def estimate(asked: Request) -> Need:
     def weights(part: str) -> int:
         total = 0
         for path, leaf in shapes(part, getattr(config, part)).items():
-            parted = math.prod(mesh.shape[axis] for axis in spec(path, leaf.shape, mesh) if axis)
-            total += leaf.size * np.dtype(DTYPE).itemsize // parted
+            shards = math.prod(mesh.shape[axis] for axis in spec(path, leaf.shape, mesh) if axis)
+            total += leaf.size * np.dtype(DTYPE).itemsize // shards
         return total
 
-    memory = plan.estimate(
+    needed = memory.estimate(
         config, DTYPE, asked.strategy, size=asked.size, frames=asked.frames, batch=1
     )
     height, width = asked.grid
     latents = asked.chunks * asked.strategy.chunk * height * width * config.dit.channels
     return Need(
         weights=weights("dit"),
-        state=memory.context // 2 // tensor,
+        state=needed.context // 2 // tensor,
         made=latents * np.dtype(np.float32).itemsize,
-        vae=weights("vae") + memory.vae,
-        temporaries=memory.transformer // (sequence * tensor),
+        vae=weights("vae") + needed.vae,
+        temporaries=needed.transformer // (sequence * tensor),
         text=weights("text"),
     )
 
 
 def compiled(asked: Request, guess: Need) -> Need:
     """As the TPU's compiler says; weights, VAE and text encoder from shapes as in `guess`."""
-    mesh = tpu.mesh_of(asked.machine, asked.config.dit.heads)
+    mesh = compiler.mesh_of(asked.machine, asked.config.dit.heads)
     try:
-        memory = tpu.compile_rollout(
+        memory = compiler.compile_rollout(
             asked.config.dit, asked.strategy, mesh, chunks=asked.chunks, grid=asked.grid,
             dtype=DTYPE,
         )  # fmt: skip
@@ -281,5 +236,5 @@ def kernel(asked: Request) -> tuple[str, str]:
         jax.ShapeDtypeStruct((1, frames * tokens, dit.heads, dit.head_dim), DTYPE)
         for frames in (asked.strategy.chunk, asked.strategy.window)
     )
-    with jax.set_mesh(tpu.mesh_of(asked.machine, dit.heads)):
+    with jax.set_mesh(compiler.mesh_of(asked.machine, dit.heads)):
         return choice(q, k)

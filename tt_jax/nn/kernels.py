@@ -1,4 +1,4 @@
-"""The kernels behind `attention`'s door: splash attention on a TPU, cuDNN's on an NVIDIA GPU."""
+"""The kernels `attention` chooses from: splash attention on a TPU, cuDNN's on an NVIDIA GPU."""
 
 from functools import partial
 from typing import Literal, cast
@@ -16,8 +16,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask impo
 )
 from jaxtyping import Array, Bool, Float, Int
 
-from tt_jax.attention import xla
-from tt_jax.layers import wide
+from tt_jax.nn.dot_product import xla
+from tt_jax.nn.layers import wide
 
 BLOCK = 1024  # at most this many queries, and keys, in a block of splash attention
 ROWS, LANES = 16, 128  # multiples of which blocks are: of queries (bfloat16's tile) and of keys

@@ -1,9 +1,7 @@
 """One picture of a rollout, or of two side by side: severity, token drift, frames over time."""
 
 import textwrap
-import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +14,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from tt_jax.files import whole
 from tt_jax.pipeline import Video
+from tt_jax.plots.style import FAINT, INK
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 RUNS = (("#B5B0AA", 2.6), ("#0072B2", 1.6))  # colour and width of lines; the second lies on top
 THRESHOLD, ABNORMAL = "#E69F00", "#D55E00"
-INK, FAINT, SHADE = "#333333", "#9A9A9A", "#F2F2F2"
+SHADE = "#F2F2F2"
 DRIFT = "Blues"
 
 # Inches.
@@ -217,11 +215,3 @@ def _bare(axes: Axes) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set(color="#D0D0D0", lw=0.6)
-
-
-def save(figure: Figure, path: Path | str) -> None:
-    """Writes a picture, whole or not at all; the suffix decides on the format."""
-    with whole(Path(path)) as aside, warnings.catch_warnings():
-        # A prompt may be in any script; matplotlib's font draws a box for what it lacks.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(aside)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from tt_jax import __version__
-from tt_jax.files import whole
+from tt_jax.files import atomic
 from tt_jax.pipeline import Video
 
 NUMBERS = ("severity", "accepted_severity", "threshold", "triggered", "kept_fraction")
@@ -64,7 +64,7 @@ def value(number: Any) -> float | bool | None:
 
 def save(path: Path, record: dict[str, Any]) -> None:
     """Writes a record, whole or not at all."""
-    with whole(path) as aside:
+    with atomic(path) as aside:
         aside.write_text(json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 

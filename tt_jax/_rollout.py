@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
 from tt_jax.models.dit import DiT
-from tt_jax.sharding import constrain
+from tt_jax.sharding import abstractly, constrain
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.strategies.state import Record, State
-from tt_jax.trim import TokenTrim
+from tt_jax.trim.tokentrim import TokenTrim
 
 Strategy = SelfForcing | RollingForcing
 
@@ -269,3 +270,45 @@ def _advance(*args: Any) -> Rollout:
     """`_rollout`; inside a transformation, where no memory can be given away, without that."""
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
     return (_rollout_traced if traced else _rollout)(*args)
+
+
+def lower(
+    dit: DiT,
+    text: Float[Array | jax.ShapeDtypeStruct, "b l e"],
+    *,
+    chunks: int,
+    grid: tuple[int, int],
+    strategy: Strategy | None = None,
+    trim: TokenTrim | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> jax.stages.Lowered:
+    """The program of a `rollout`, traced and lowered for devices that needn't be here.
+
+    Args:
+        dit: a transformer; its arrays may be abstract (`checkpoint.abstract`).
+        text: prompt embeddings `[B, text_len, text_dim]`, which may be abstract.
+        chunks: number of chunks.
+        grid: height and width of the latents.
+        strategy: `SelfForcing()` if not given.
+        trim: `TokenTrim()` if not given.
+        mesh: the devices, JAX's default one if not given.
+
+    Returns:
+        The lowered program; `.compile()` asks the devices' compiler.
+    """
+    strategy = SelfForcing() if strategy is None else strategy
+    trim = TokenTrim() if trim is None else trim
+    graph, params = nnx.split(dit)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    begin = partial(_begin, graph)
+    state = jax.eval_shape(
+        lambda params, text, key: begin(params, text, key, grid, strategy, None), params, text, key
+    )
+    args = (chunks, grid, strategy, trim, None)
+    if mesh is None:
+        return _rollout.lower(graph, params, text, *args, state, False)
+    nnx.replace_by_pure_dict(params, abstractly(nnx.to_pure_dict(params), mesh))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    text = jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=replicated)
+    with jax.set_mesh(mesh):
+        return _rollout.lower(graph, params, text, *args, abstractly(state, mesh), False)

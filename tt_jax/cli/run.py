@@ -1,9 +1,8 @@
-"""`tt-jax generate` and `tt-jax compare`: checks, progress, and the files of a run."""
+"""What `tt-jax generate` and `tt-jax compare` do: checks, progress, and the files of the runs."""
 
 import argparse
 import dataclasses
 import hashlib
-import math
 import re
 import tempfile
 import time
@@ -18,72 +17,20 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tt_jax import pipeline, plan, plots, report, video
-from tt_jax.checkpoint import read_config
-from tt_jax.models.presets import FPS
+from tt_jax import pipeline, records
+from tt_jax.checkpoint import default_dtype, find, read_config
+from tt_jax.cli.options import PLAIN, TRIMMED
+from tt_jax.media import video
+from tt_jax.models.configs import FPS
 from tt_jax.pipeline import Chunk, Video
-from tt_jax.presets import NAMES, Preset, preset
-from tt_jax.prompts import encode_prompts
+from tt_jax.planning import memory
+from tt_jax.plots import drift as plots
+from tt_jax.plots import style
+from tt_jax.prompts import check_prompts, encode_prompts
+from tt_jax.strategies.presets import Preset, preset
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
-from tt_jax.trim import POLICIES, TokenTrim
-
-PLAIN, TRIMMED = "plain", "TokenTrim"
-
-
-def add_generate(commands: Any) -> None:
-    """`tt-jax generate`: a prompt to a video, its drift picture and its record."""
-    parser = commands.add_parser("generate", help="make a video from a prompt")
-    add_request(parser)
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument(
-        "--trim", action=argparse.BooleanOptionalAction, default=True,
-        help="let TokenTrim intervene (it measures either way)",
-    )  # fmt: skip
-    way.add_argument("--preset", help=f"a row of the paper's tables: {', '.join(NAMES)}")
-    parser.set_defaults(
-        check=lambda args: request(args, [args.preset or (TRIMMED if args.trim else PLAIN)])
-    )
-
-
-def add_compare(commands: Any) -> None:
-    """`tt-jax compare`: the same noise with and without TokenTrim, or under two presets."""
-    parser = commands.add_parser("compare", help="the same noise with and without TokenTrim")
-    add_request(parser)
-    parser.add_argument(
-        "--presets", nargs=2, metavar="NAME", default=[PLAIN, TRIMMED],
-        help="two rows of the paper's tables instead, as in generate --preset",
-    )  # fmt: skip
-    parser.set_defaults(check=lambda args: request(args, args.presets))
-
-
-def add_request(parser: argparse.ArgumentParser) -> None:
-    """What generate and compare have in common."""
-    parser.add_argument("prompt", help="what the video should show")
-    parser.add_argument("--model", default="shapes", help="'shapes', or a model's folder")
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of the video")
-    parser.add_argument("--seed", type=seed, default=0, help="of all noise")
-    parser.add_argument("--batch", type=positive, default=1, help="videos made at once")
-    parser.add_argument("--size", type=size, help="like 832x480; the model's own by default")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="start from a picture or video")
-    parser.add_argument("--out", type=Path, help="folder, or name of the mp4 (default: runs/...)")
-    parser.add_argument("--window", type=int, help="latent frames that attention spans")
-    parser.add_argument("--sink", type=int, help="first frames that are never evicted")
-    parser.add_argument(
-        "--allow-bidirectional", action="store_true",
-        help="use a model that wasn't trained to generate chunk by chunk",
-    )  # fmt: skip
-    trim = parser.add_argument_group("TokenTrim")
-    trim.add_argument("--p", type=float, help="share of tokens that are unstable")
-    trim.add_argument("--lam", type=finite, help="deviations above the mean")
-    trim.add_argument("--warmup", type=int, help="severities before a test")
-    trim.add_argument("--retries", type=int, help="further attempts")
-    trim.add_argument("--when", choices=("final", "first_step"))
-    trim.add_argument("--select", choices=tuple(POLICIES))
-    trim.add_argument("--accept", choices=("always", "better"))
-    flag = {"action": "store_const", "const": True}
-    trim.add_argument("--resample-noise", **flag, help="fresh noise for a retry")
-    trim.add_argument("--prune-sink", **flag, help="drop tokens of sink frames too")
+from tt_jax.trim.tokentrim import TokenTrim
 
 
 def configuration(label: str, args: argparse.Namespace, window: int) -> Preset:
@@ -109,11 +56,11 @@ def configuration(label: str, args: argparse.Namespace, window: int) -> Preset:
 
 def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     """Checks a request for one run per label; the work makes them and writes the files."""
-    pipeline.check_prompts([args.prompt])
+    check_prompts([args.prompt])
     frames = pipeline.frame_count(args.seconds)
     if len(set(labels)) < len(labels):
         raise ValueError("a comparison needs two different presets.")
-    config, kind = read_config(pipeline.find(args.model))
+    config, kind = read_config(find(args.model))
     runs = {label: configuration(label, args, config.window) for label in labels}
     height, width = args.size or config.size
     pipeline.check_size(config, (height, width))
@@ -121,15 +68,15 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     initial = None
     if args.init is not None:
         initial = read_initial(args.init, (height, width), frames)
-    dtype = pipeline.default_dtype()
+    dtype = default_dtype()
     needs = [
-        plan.estimate(
+        memory.estimate(
             config, dtype, run.strategy, size=(height, width), frames=frames, batch=args.batch
         )
         for run in runs.values()
     ]
     most = max(needs, key=lambda memory: memory.device)
-    plan.check(dataclasses.replace(most, host=most.host * len(runs)))
+    memory.check(dataclasses.replace(most, host=most.host * len(runs)))
 
     started = time.perf_counter()
     text = jnp.repeat(encode_prompts(args.model, args.prompt, dtype), args.batch, axis=0)
@@ -154,11 +101,11 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
         "batch": args.batch,
         "dtype": np.dtype(dtype).name,
         "initial": args.init and describe(args.init),
-        "strategy": {label: report.settings(run.strategy) for label, run in runs.items()},
-        "trim": {label: report.settings(run.trim) for label, run in runs.items()},
+        "strategy": {label: records.settings(run.strategy) for label, run in runs.items()},
+        "trim": {label: records.settings(run.trim) for label, run in runs.items()},
         "model": {"name": args.model, "kind": kind, "config": dataclasses.asdict(config)},
-        "versions": report.versions(),
-        "device": report.device(),
+        "versions": records.versions(),
+        "device": records.device(),
     }
     loading = time.perf_counter() - started
 
@@ -173,9 +120,9 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
         for i, file in enumerate(files):
             acted = runs[labels[-1]].trim.retries > 0
             picture = plots.picture(videos, args.prompt, note, acted=acted, sample=i)
-            plots.save(picture, file.with_suffix(".png"))
-        samples = report.samples(videos, files)
-        report.save(path.with_suffix(".json"), record | {"timings": timings, "samples": samples})
+            style.save(picture, file.with_suffix(".png"))
+        samples = records.samples(videos, files)
+        records.save(path.with_suffix(".json"), record | {"timings": timings, "samples": samples})
         print(*files, sep="\n")
 
     return work
@@ -260,32 +207,3 @@ def describe(path: Path) -> dict[str, str]:
     """A file's name and SHA-256, for the record."""
     with path.open("rb") as file:
         return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def seed(text: str) -> int:
-    """Type of --seed: 32 bits."""
-    if not 0 <= int(text) < 2**32:
-        raise argparse.ArgumentTypeError(f"a seed is between 0 and {2**32 - 1}, not {text}")
-    return int(text)
-
-
-def finite(text: str) -> float:
-    """Type of a number that goes into the record."""
-    if not math.isfinite(float(text)):
-        raise argparse.ArgumentTypeError(f"a finite number is needed, not {text}")
-    return float(text)
-
-
-def positive(text: str) -> int:
-    """Type of a count."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"at least 1 is needed, not {text}")
-    return int(text)
-
-
-def size(text: str) -> tuple[int, int]:
-    """Type of --size: WIDTHxHEIGHT to (height, width)."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT, like 832x480, not {text}")
-    return int(match[2]), int(match[1])

@@ -1,0 +1,84 @@
+"""Arguments that several commands share, and their types. Imports nothing heavy, so that help and
+errors of arguments come at once."""
+
+import argparse
+import math
+import re
+from pathlib import Path
+
+# Labels of runs that no preset names: the plain strategy, and TokenTrim over it.
+PLAIN, TRIMMED = "plain", "TokenTrim"
+# Names that libraries know, too slow to import for a help text; the tests compare them.
+POLICIES = ("top", "random", "bottom", "none", "adaptive", "per_frame", "motion", "novelty")
+PRESETS = (
+    "rolling-forcing",
+    "rolling-forcing+flowmo",
+    "rolling-forcing+tokentrim",
+    "rolling-forcing+tokentrim-p05",
+    "rolling-forcing+tokentrim-p20",
+    "rolling-forcing+tokentrim-no-flowmo",
+    "self-forcing",
+    "self-forcing+flowmo",
+    "self-forcing+tokentrim",
+    "self-forcing+tokentrim-no-flowmo",
+)
+MODELS = ("wan2.1-1.3b", "wan2.1-14b", "shapes")
+DEVICES = ("v5e-1", "v5e-4", "v6e-1", "v6e-8", "v5p-8", "h100", "h200", "rtx4090")
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """What generate and compare have in common."""
+    parser.add_argument("prompt", help="what the video should show")
+    parser.add_argument("--model", default="shapes", help="'shapes', or a model's folder")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of the video")
+    parser.add_argument("--seed", type=seed, default=0, help="of all noise")
+    parser.add_argument("--batch", type=positive, default=1, help="videos made at once")
+    parser.add_argument("--size", type=size, help="like 832x480; the model's own by default")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="start from a picture or video")
+    parser.add_argument("--out", type=Path, help="folder, or name of the mp4 (default: runs/...)")
+    parser.add_argument("--window", type=int, help="latent frames that attention spans")
+    parser.add_argument("--sink", type=int, help="first frames that are never evicted")
+    parser.add_argument(
+        "--allow-bidirectional", action="store_true",
+        help="use a model that wasn't trained to generate chunk by chunk",
+    )  # fmt: skip
+    trim = parser.add_argument_group("TokenTrim")
+    trim.add_argument("--p", type=float, help="share of tokens that are unstable")
+    trim.add_argument("--lam", type=finite, help="deviations above the mean")
+    trim.add_argument("--warmup", type=int, help="severities before a test")
+    trim.add_argument("--retries", type=int, help="further attempts")
+    trim.add_argument("--when", choices=("final", "first_step"))
+    trim.add_argument("--select", choices=POLICIES)
+    trim.add_argument("--accept", choices=("always", "better"))
+    flag = {"action": "store_const", "const": True}
+    trim.add_argument("--resample-noise", **flag, help="fresh noise for a retry")
+    trim.add_argument("--prune-sink", **flag, help="drop tokens of sink frames too")
+
+
+def seed(text: str) -> int:
+    """Type of --seed: 32 bits."""
+    if not 0 <= int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"a seed is between 0 and {2**32 - 1}, not {text}")
+    return int(text)
+
+
+def finite(text: str) -> float:
+    """Type of a number that goes into the record."""
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"a finite number is needed, not {text}")
+    return float(text)
+
+
+def positive(text: str) -> int:
+    """Type of a count."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"at least 1 is needed, not {text}")
+    return int(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Type of --size: WIDTHxHEIGHT to (height, width)."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT, like 832x480, not {text}")
+    return int(match[2]), int(match[1])

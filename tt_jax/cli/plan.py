@@ -1,0 +1,59 @@
+"""`tt-jax plan`: memory and roofline of a model on a machine that isn't here."""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tt_jax.cli.options import DEVICES, MODELS, size
+
+
+def add(commands: Any) -> None:
+    """Registers the command."""
+    parser = commands.add_parser("plan", help="whether a model fits a machine, and how fast")
+    names = ", ".join(MODELS)
+    parser.add_argument("--model", default="wan2.1-1.3b", help=f"{names}, or a model's folder")
+    parser.add_argument("--device", choices=DEVICES, required=True)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the video")
+    parser.add_argument("--size", type=size, help="like 832x480; the model's own by default")
+    parser.add_argument("--window", type=int, help="latent frames that attention spans")
+    parser.set_defaults(check=check)
+
+
+def check(args: argparse.Namespace) -> Callable[[], int]:
+    """Checks the request; the work prints the table and, where it doesn't fit, what would help."""
+    import jax
+
+    from tt_jax.checkpoint import find, read_config
+    from tt_jax.models.configs import CONFIGS
+    from tt_jax.pipeline import check_size, frame_count
+    from tt_jax.planning import compiler, fit
+    from tt_jax.planning.machines import MACHINES
+    from tt_jax.strategies.self_forcing import SelfForcing
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, so no accelerator is taken
+    known = CONFIGS.get(args.model)
+    config = read_config(find(args.model))[0] if known is None else known
+    size = args.size or config.size
+    check_size(config, size)
+    strategy = SelfForcing(window=args.window or config.window)
+    frames = frame_count(args.seconds)
+    asked = fit.Request(config, MACHINES[args.device], strategy, size, frames)
+    if asked.machine.topology is not None:
+        compiler.devices(asked.machine)  # says what is missing
+
+    def work() -> int:
+        guess = fit.estimate(asked)
+        started = time.perf_counter()
+        need = guess if asked.machine.topology is None else fit.compiled(asked, guess)
+        spent = None if asked.machine.topology is None else time.perf_counter() - started
+        print(f"{args.model} on {args.device}, {args.seconds:g} s of {size[1]}x{size[0]}")
+        print(*fit.table(asked, need, spent), sep="\n")
+        if need.most <= asked.machine.memory:
+            return 0
+        scale = need.generating / guess.generating
+        settings = " or ".join(fit.remedies(asked, scale)) or "a smaller model"
+        print(f"It doesn't fit; it would, as far as shapes tell, with {settings}.")
+        return 1
+
+    return work

@@ -1,0 +1,85 @@
+"""Attention by the implementation that suits the device, the dtype and the mask."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from tt_jax.nn.dot_product import xla
+from tt_jax.sharding import sharded
+
+
+class Choice(NamedTuple):
+    """An implementation of attention, and in a few words why it and no other."""
+
+    impl: str
+    why: str
+
+
+def attention(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s n h"],
+    v: Float[Array, "b s n h"],
+    mask: Bool[Array, "#b #t s"] | None = None,
+    impl: str | None = None,
+) -> Float[Array, "b t n h"]:
+    """Softmax attention, scale 1/sqrt(h), over the keys that `mask` allows (all without one).
+
+    impl: "xla" (anywhere), "splash" (TPU) or "cudnn" (NVIDIA); `choice` if not given. The kernels
+        take one mask for all queries of a sample. Where a query may see no key, they differ.
+
+    Raises ValueError for a mask that the implementation can't take.
+    """
+    impl = choice(q, k, mask).impl if impl is None else impl
+    if impl == "xla":
+        return sharded(xla, q, k, v, mask)
+    from tt_jax.nn import kernels  # here: importing Pallas takes longer than all the rest
+
+    if mask is not None and mask.shape[1] > 1:
+        raise ValueError(f"{impl} attention takes one mask for all queries: use xla.")
+    return sharded(kernels.IMPLEMENTATIONS[impl], q, k, v, mask)
+
+
+def choice(
+    q: Float[Array | jax.ShapeDtypeStruct, "b t n h"],
+    k: Float[Array | jax.ShapeDtypeStruct, "b s n h"],
+    mask: Bool[Array, "#b #t s"] | None = None,
+) -> Choice:
+    """Which implementation `attention` takes for these shapes, and why.
+
+    The device is that of the mesh set by `jax.set_mesh`, else JAX's default. Arrays may be
+    abstract (`jax.ShapeDtypeStruct`).
+    """
+    platform, kind, capability = _device()
+    width, dtype = q.shape[-1], jnp.dtype(q.dtype)
+    if platform not in ("tpu", "gpu", "cuda"):
+        return Choice("xla", f"a {platform} has no kernel of its own")
+    if mask is not None and mask.shape[1] > 1:
+        return Choice("xla", "the mask differs between queries")
+    if platform == "tpu":
+        if dtype != jnp.bfloat16 or width % 128:
+            return Choice("xla", f"splash is for bfloat16 and widths of 128, not {dtype}, {width}")
+        if min(q.shape[1], k.shape[1]) < 128:
+            return Choice("xla", "fewer than 128 queries or keys: they would be mostly padding")
+        return Choice("splash", f"{kind}, bfloat16, head width {width}")
+    if "NVIDIA" not in kind or capability < 8:
+        return Choice("xla", f"cuDNN's is for NVIDIA from compute capability 8 on, not {kind}")
+    if dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
+        return Choice("xla", f"cuDNN's is for 16 bits and widths up to 128, not {dtype}, {width}")
+    return Choice("cudnn", f"{kind}, {dtype}, head width {width}")
+
+
+def _device() -> tuple[str, str, float]:
+    """Platform and kind of the device that a program is traced for; CUDA's compute capability."""
+    mesh = jax.sharding.get_abstract_mesh()
+    # JAX's options become attributes when it is imported.
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if not mesh.empty:
+        device = mesh.abstract_device
+    elif default is None or isinstance(default, str):
+        device = jax.devices(default)[0]
+    else:
+        device = default
+    capability = getattr(jax.devices()[0], "compute_capability", 0)
+    return device.platform, device.device_kind, float(capability)

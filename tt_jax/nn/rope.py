@@ -1,0 +1,72 @@
+"""Rotary positions in three dimensions (RoFormer, arXiv 2104.09864, as Wan2.1 arranges them): time,
+height, width."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from tt_jax.nn.layers import wide, wide_dtype
+
+THETA = 10000.0
+FRAME_TABLE = 4096  # a frame index is split into a remainder and a multiple of this
+
+
+@functools.cache
+def _frequencies(head_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Angular frequencies of the channel pairs that carry time, height and width; float64."""
+    side = 2 * (head_dim // 6)
+    widths = (head_dim - 2 * side, side, side)
+    time, height, width = (THETA ** (-np.arange(0, d, 2, dtype=np.float64) / d) for d in widths)
+    return time, height, width
+
+
+def rotation(
+    frames: Int[Array, " f"], height: int, width: int, head_dim: int
+) -> tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]]:
+    """Cosines and sines of the 3D rotary positions of `f x height x width` tokens, in that order.
+
+    `frames` are absolute frame indices, of any size: the angle is put together from two tables
+    made in float64 on the host (`frame % 4096`, `frame // 4096`), right to 8e-8 where a float32
+    product of position and frequency is off by 2e-3 at frame 100,000.
+    """
+    time, high, wide_ = _frequencies(head_dim)
+    steps = np.arange(FRAME_TABLE, dtype=np.float64)[:, None]
+    low_angle, high_angle = steps * time, steps * FRAME_TABLE * time
+    low, coarse = frames % FRAME_TABLE, frames // FRAME_TABLE
+    cos_a, sin_a = jnp.asarray(np.cos(low_angle))[low], jnp.asarray(np.sin(low_angle))[low]
+    cos_b, sin_b = jnp.asarray(np.cos(high_angle))[coarse], jnp.asarray(np.sin(high_angle))[coarse]
+    cos_t, sin_t = cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b
+
+    rows, columns = np.arange(height)[:, None] * high, np.arange(width)[:, None] * wide_
+    grid = (frames.shape[0], height, width)
+
+    def over_grid(t, h, w):
+        parts = t[:, None, None], jnp.asarray(h)[:, None], jnp.asarray(w)
+        parts = [jnp.broadcast_to(part, (*grid, part.shape[-1])) for part in parts]
+        return jnp.concatenate(parts, axis=-1).reshape(-1, head_dim // 2)
+
+    return (
+        over_grid(cos_t, np.cos(rows), np.cos(columns)),
+        over_grid(sin_t, np.sin(rows), np.sin(columns)),
+    )
+
+
+def rotate(
+    x: Float[Array, "*b t n h"],
+    by: tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]],
+) -> Float[Array, "*b t n h"]:
+    """Turns adjacent channel pairs (2i, 2i + 1) by `rotation`'s angles; in at least float32."""
+    cos, sin = (part[:, None] for part in by)
+    if x.dtype != wide_dtype(x.dtype):
+        # Of 16 bits, the channels of a pair change places in a product, exactly, since each of its
+        # sums has one term. On a TPU, moving them about takes eight times as long.
+        swap = jnp.asarray(np.eye(x.shape[-1])[np.arange(x.shape[-1]) ^ 1], x.dtype)
+        swapped = jnp.matmul(x, swap, preferred_element_type=wide_dtype(x.dtype))
+        signed = jnp.stack([-sin, sin], axis=-1).reshape(*sin.shape[:-1], -1)
+        return (wide(x) * jnp.repeat(cos, 2, axis=-1) + swapped * signed).astype(x.dtype)
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return turned.reshape(x.shape)
