@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tt_jax.cli import compare, eval, fetch, generate, lab, plan, verify
+from tt_jax.cli import compare, env, eval, fetch, generate, lab, plan, verify
 from tt_jax.cli.console import say
 from tt_jax.errors import NonFiniteError
 from tt_jax.files import discard_unfinished
@@ -81,4 +81,4 @@ def keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "tt-jax" / "programs"))
 
 
-COMMANDS = (generate, compare, fetch, verify, eval, lab, plan)
+COMMANDS = (generate, compare, fetch, verify, eval, lab, plan, env)
