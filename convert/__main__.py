@@ -11,9 +11,12 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from convert.model import Wish, convert
+from convert.checkpoints import BIDIRECTIONAL, CAUSAL
+from convert.model import convert
 from convert.native import to_native
+from convert.plan import Request
 from convert.problems import BadInput, printable
+from convert.sizes import LONGEST_TEXT
 from tt_jax.checkpoint import PARTS
 
 DTYPES = {
@@ -21,6 +24,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+ASKED_KINDS = {"causal": CAUSAL, "bidirectional": BIDIRECTIONAL}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -38,7 +42,12 @@ def arguments() -> argparse.ArgumentParser:
         "--ema", action=argparse.BooleanOptionalAction, default=None,
         help="take generator_ema, or generator; default: generator_ema where there is one",
     )  # fmt: skip
-    parser.add_argument("--num-heads", type=int, help="default: width / 128")
+    parser.add_argument("--num-heads", type=int, help="default: width / 128, where it divides")
+    parser.add_argument("--text-len", type=int, help="tokens of a text; default: 512")
+    parser.add_argument(
+        "--kind", choices=ASKED_KINDS,
+        help="what the transformer was trained to be; default: what its settings say",
+    )  # fmt: skip
     parser.add_argument(
         "--to-native", action="store_true",
         help="write the model's folder SRC back to safetensors with Wan's own names, bit for bit",
@@ -47,11 +56,20 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one conversion and returns the exit code."""
+    """Runs one conversion.
+
+    Args:
+        argv: The arguments; those of the process if None.
+
+    Returns:
+        The exit code, see above.
+    """
     parser = arguments()
     args = parser.parse_args(argv)
     if args.num_heads is not None and args.num_heads < 1:
         parser.error("--num-heads must be at least 1")
+    if args.text_len is not None and not 1 <= args.text_len <= LONGEST_TEXT:
+        parser.error(f"--text-len must be from 1 to {LONGEST_TEXT}")
     if args.to_native and len(args.src) > 1:
         parser.error("--to-native takes one model's folder")
     try:
@@ -59,13 +77,17 @@ def main(argv: list[str] | None = None) -> int:
             done = to_native(args.src[0], args.dst)
         else:
             dtype = DTYPES[args.dtype] if args.dtype else None
-            wish = Wish(args.component, dtype, args.ema, args.num_heads)
-            done = convert(args.src, args.dst, wish, {})
+            request = Request(
+                args.component, dtype, args.ema, args.num_heads, args.text_len,
+                ASKED_KINDS.get(args.kind),
+            )  # fmt: skip
+            done = convert(args.src, args.dst, request, {})
     except BadInput as error:
         print(f"convert: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"convert: {printable(str(error))}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"convert: {printable(where + (error.strerror or str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("convert: interrupted, nothing was written.", file=sys.stderr)

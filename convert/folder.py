@@ -14,11 +14,20 @@ HERE = -100  # AT_FDCWD
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` to fill; it takes the place of `path` when all went well.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `path` when all went well.
 
     On any exception it is removed and `path` left as it was. What a killed run leaves is a hidden
     folder, which the next run for the same `path` removes.
+
+    Args:
+        path: The folder to make or to replace.
+
+    Yields:
+        A folder beside it.
+
+    Raises:
+        OSError: It can't be made.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)

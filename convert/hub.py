@@ -2,11 +2,16 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.model import Wish, convert, existing
+from convert.checkpoints import BIDIRECTIONAL, CAUSAL
+from convert.model import convert
+from convert.network import reason
+from convert.plan import Request, existing
 from convert.problems import BadInput
 from convert.sources import Origin
 from tt_jax.checkpoint import PARTS
@@ -14,41 +19,81 @@ from tt_jax.checkpoint import PARTS
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Files of a repository: for each part, patterns of their names."""
+    """Files of a repository.
+
+    Attributes:
+        repository: Its name.
+        files: For each part of a model, patterns of the files' names.
+        kind: What its transformer was trained to do.
+    """
 
     repository: str
-    files: dict[str, tuple[str, ...]]
+    files: Mapping[str, tuple[str, ...]]
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What is to be had of a repository.
+
+    Attributes:
+        published: The repository.
+        commit: The commit there.
+        files: The files wanted, with their SHA-256 where it is known.
+        licence: As it is stated.
+        cached: The folder of the hub's cache that has all of them, if the hub can't be reached.
+    """
+
+    published: Published
+    commit: str
+    files: Mapping[str, str | None]
+    licence: str
+    cached: Path | None = None
 
 
 TOKENIZER = "google/umt5-xxl/spiece.model"
+SETTINGS = "config.json"
 WAN = {
-    "dit": ("diffusion_pytorch_model*.safetensors*", "config.json"),
+    "dit": ("diffusion_pytorch_model*.safetensors*", SETTINGS),
     "vae": ("Wan2.1_VAE.pth",),
     "text": ("models_t5_umt5-xxl-enc-bf16.pth", TOKENIZER),
 }
-WAN_1_3B = Published("Wan-AI/Wan2.1-T2V-1.3B", WAN)
+WAN_1_3B = Published("Wan-AI/Wan2.1-T2V-1.3B", WAN, BIDIRECTIONAL)
 # A generator is a transformer alone: its other parts are those of the model it was made from.
 KNOWN = {
     "wan2.1-1.3b": (WAN_1_3B,),
-    "wan2.1-14b": (Published("Wan-AI/Wan2.1-T2V-14B", WAN),),
+    "wan2.1-14b": (Published("Wan-AI/Wan2.1-T2V-14B", WAN, BIDIRECTIONAL),),
     "self-forcing": (
-        Published("gdhe17/Self-Forcing", {"dit": ("checkpoints/self_forcing_dmd.pt",)}),
+        Published("gdhe17/Self-Forcing", {"dit": ("checkpoints/self_forcing_dmd.pt",)}, CAUSAL),
         WAN_1_3B,
     ),
     "rolling-forcing": (
-        Published("TencentARC/RollingForcing", {"dit": ("*.pt",)}),
+        Published("TencentARC/RollingForcing", {"dit": ("*.pt",)}, CAUSAL),
         WAN_1_3B,
     ),
 }
 
 
 def fetch(name: str, folder: Path, revision: str, say: Callable[[str], object]) -> list[str]:
-    """Downloads a known model and converts it into `folder`; returns what was done, in lines.
+    """Downloads a known model and converts it.
 
     The first repository of `KNOWN` replaces its parts in `folder`; of the others come the parts
-    that are then missing. revision: of the first repository; a branch, tag or commit. What was
-    downloaded stays in the hub's cache, and an interrupted download goes on where it stopped.
-    Licences are said before anything is downloaded. Raises BadInput, OSError.
+    that are then missing. What was downloaded stays in the hub's cache, and an interrupted download
+    goes on where it stopped; without the hub, its cache is enough if everything is there. Licences
+    are said before anything is downloaded.
+
+    Args:
+        name: A key of `KNOWN`.
+        folder: The model's folder.
+        revision: Of the first repository; a branch, tag or commit.
+        say: Told what is happening, in lines.
+
+    Returns:
+        What was done, in lines.
+
+    Raises:
+        BadInput: It can't be fetched as asked for; nothing was written.
+        OSError: The hub can't be reached, or writing failed; nothing was written.
     """
     try:
         import huggingface_hub
@@ -60,50 +105,123 @@ def fetch(name: str, folder: Path, revision: str, say: Callable[[str], object]) 
     for other in others:
         missing = set(PARTS) - set(main.files) - there
         wanted += [(other, "main", missing)] if missing else []
+    _check_torch(wanted)
 
-    paths, origins = [], {}
+    listed = [_list(huggingface_hub, *one, say) for one in wanted]
+    for listing in listed:
+        say(f"{listing.published.repository} at {listing.commit}: licence {listing.licence}")
+    origins = {}
+    for (_, asked, _), listing in zip(wanted, listed, strict=True):
+        for path, sha256 in _download(huggingface_hub, listing, asked, say):
+            origins[path] = Origin(listing.published.repository, listing.commit, sha256)
+    weights = [path for path in origins if path.name != SETTINGS]
+    return convert(weights, folder, Request(kind=main.kind), origins)
+
+
+def _check_torch(wanted: Iterable[tuple[Published, str, set[str]]]) -> None:
+    """Raises BadInput if a file will be there that can't be read; before it is downloaded."""
+    pickled = [
+        pattern
+        for published, _, parts in wanted
+        for part in parts & set(published.files)
+        for pattern in published.files[part]
+        if pattern.endswith((".pt", ".pth"))
+    ]
+    if pickled and importlib.util.find_spec("torch") is None:
+        raise BadInput(
+            [f"reading {', '.join(sorted(pickled))} needs torch: pip install 'tt-jax[convert]'."]
+        )
+
+
+def _list(
+    hub: Any, published: Published, revision: str, parts: set[str], say: Callable[[str], object]
+) -> Listing:
+    """What the hub says of a repository, or what its cache has. Raises BadInput, OSError."""
+    name = published.repository
+    patterns = [x for part in published.files if part in parts for x in published.files[part]]
     try:
-        listed = [_list(huggingface_hub, *one) for one in wanted]
-        for (published, _, _), (info, _) in zip(wanted, listed, strict=True):
-            say(f"{published.repository} at {info.sha}: licence {_licence(info)}")
-        for (published, _, _), (info, files) in zip(wanted, listed, strict=True):
-            for file, sha256 in files.items():
-                say(f"downloading {published.repository}/{file}")
-                path = Path(
-                    huggingface_hub.hf_hub_download(published.repository, file, revision=info.sha)
-                )
-                paths.append(path)
-                origins[path] = Origin(published.repository, info.sha, sha256)
+        info = hub.HfApi().model_info(name, revision=revision, files_metadata=True)
+        hashes = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings}
+        return Listing(published, info.sha, _matching(name, hashes, patterns), _licence(info))
     except BadInput:
         raise
-    except huggingface_hub.errors.RevisionNotFoundError:
-        raise BadInput([f"{main.repository} has no revision {revision!r}."]) from None
+    except hub.errors.RevisionNotFoundError:
+        raise BadInput([f"{name} has no revision {revision!r}."]) from None
     except Exception as error:  # of whichever HTTP client the hub's package uses
-        raise OSError(f"downloading {name} failed: {str(error) or type(error).__name__}") from None
-    weights = [path for path in paths if path.name != "config.json"]
-    return convert(weights, folder, Wish(), origins)
+        why = reason(hub, error, name)
+        cached = _cached(hub, published, revision, patterns)
+        if cached is None:
+            cache = hub.constants.HF_HUB_CACHE
+            raise OSError(f"{why} And {cache} doesn't have all of {name} at {revision}.") from None
+        say(f"{why} {name} is taken from {hub.constants.HF_HUB_CACHE}.")
+        return cached
 
 
-def _list(hub: Any, published: Published, revision: str, parts: set[str]) -> tuple[Any, dict]:
-    """What the hub says of a repository; the files wanted with their SHA-256. Raises BadInput."""
-    info = hub.HfApi().model_info(published.repository, revision=revision, files_metadata=True)
-    hashes = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings}
+def _cached(hub: Any, published: Published, revision: str, patterns: list[str]) -> Listing | None:
+    """What the hub's cache has of a repository; None if that isn't everything."""
+    try:
+        folder = Path(
+            hub.snapshot_download(
+                published.repository,
+                revision=revision,
+                allow_patterns=patterns,
+                local_files_only=True,
+            )
+        )
+    except Exception:  # of many kinds, and all of them mean that it isn't there
+        return None
     files = {}
-    for part, patterns in published.files.items():
-        if part in parts:
-            for pattern in patterns:
-                found = fnmatch.filter(hashes, pattern)
-                if not found and pattern != "config.json":
-                    raise BadInput([f"{published.repository} has no {pattern} at {info.sha}."])
-                if pattern == "*.pt" and len(found) > 1:
-                    raise BadInput(
-                        [
-                            f"{published.repository} has several generators, download and convert "
-                            f"one of them: {', '.join(found)}."
-                        ]
-                    )
-                files |= {file: hashes[file] for file in found}
-    return info, files
+    for path in folder.rglob("*"):
+        if path.is_file():
+            # The cache names the content of a large file by its hash, and links to it.
+            blob = path.resolve().name
+            hashed = re.fullmatch("[0-9a-f]{64}", blob)
+            files[path.relative_to(folder).as_posix()] = blob if hashed else None
+    try:
+        matching = _matching(published.repository, files, patterns)
+    except BadInput:
+        return None
+    return Listing(published, folder.name, matching, "as when it was downloaded", folder)
+
+
+def _matching(
+    repository: str, hashes: Mapping[str, str | None], patterns: list[str]
+) -> dict[str, str | None]:
+    """The files that match, with their hashes. Raises BadInput if some pattern has none."""
+    files = {}
+    for pattern in patterns:
+        found = fnmatch.filter(hashes, pattern)
+        if not found and pattern != SETTINGS:
+            raise BadInput([f"{repository} has no {pattern}."])
+        if pattern == "*.pt" and len(found) > 1:
+            raise BadInput(
+                [
+                    f"{repository} has several generators, download and convert one of them: "
+                    f"{', '.join(found)}."
+                ]
+            )
+        files |= {file: hashes[file] for file in found}
+    return files
+
+
+def _download(
+    hub: Any, listing: Listing, revision: str, say: Callable[[str], object]
+) -> Iterable[tuple[Path, str | None]]:
+    """Brings the files, each with its SHA-256. Raises BadInput, OSError."""
+    name = listing.published.repository
+    for file, sha256 in listing.files.items():
+        if listing.cached:
+            yield listing.cached / file, sha256
+            continue
+        say(f"downloading {name}/{file}")
+        try:
+            # By the name of the revision: so the cache knows it, should the hub be away next time.
+            path = Path(hub.hf_hub_download(name, file, revision=revision))
+        except Exception as error:  # as above
+            raise OSError(f"{file} can't be downloaded: {reason(hub, error, name)}") from None
+        if listing.commit not in path.parts:
+            raise BadInput([f"{name} was changed while it was downloaded: fetch it again."])
+        yield path, sha256
 
 
 def _licence(info: Any) -> str:

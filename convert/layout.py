@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import DTypeLike
 
+from convert.tensors import Tensor
 from tt_jax.checkpoint import flatten, nest
 
 Params = dict[Any, Any]
@@ -23,7 +24,10 @@ Shape = tuple[int, ...]
 class LayoutError(ValueError):
     """A checkpoint whose arrays aren't those of the model; names every one of them.
 
-    missing, unexpected: the source's names. misshapen: name -> (its shape, the shape it needs).
+    Attributes:
+        missing: The source's names of what it lacks.
+        unexpected: Its names of what the model has no place for.
+        misshapen: By name, its shape and the shape that it needs.
     """
 
     def __init__(
@@ -43,12 +47,14 @@ class LayoutError(ValueError):
 class Row:
     """One array of ours and where it comes from.
 
-    name: the source's name. `{i}` in it is the number of a layer: ours holds all layers, stacked
-        along a leading axis, and its length is their number.
-    path: ours, like "blocks/ffn/fc1/kernel"; whole numbers are places in a list.
-    axes: as above, for one source.
-    sizes: lengths of joined axes, all but one in each pair of brackets.
-    copies: further names under which a checkpoint may repeat the source (tied weights); not read.
+    Attributes:
+        name: The source's name. `{i}` in it is the number of a layer: ours holds all layers,
+            stacked along a leading axis, and its length is their number.
+        path: Ours, like "blocks/ffn/fc1/kernel"; whole numbers are places in a list.
+        axes: As above, for one source.
+        sizes: Lengths of joined axes, all but one in each pair of brackets.
+        copies: Further names under which a checkpoint may repeat the source (tied weights); not
+            read.
     """
 
     name: str
@@ -92,11 +98,17 @@ class Row:
         return tuple(lengths[letter] for letter in left)
 
     def read(
-        self, get: Callable[[str], np.ndarray], shape: Shape, dtype: DTypeLike | None = None
-    ) -> np.ndarray:
-        """Our array of `shape`, from the sources that `get` returns by name, one after the other.
+        self, get: Callable[[str], Tensor], shape: Shape, dtype: DTypeLike | None = None
+    ) -> Tensor:
+        """Makes our array.
 
-        dtype: ours; the first source's if not given.
+        Args:
+            get: Returns a source by name; called for one after the other.
+            shape: Ours.
+            dtype: Ours; the first source's if not given.
+
+        Returns:
+            The array.
         """
         array = None
         for index, name in enumerate(self.names(shape)):
@@ -107,14 +119,14 @@ class Row:
         assert array is not None  # a model has at least one layer
         return array
 
-    def write(self, array: np.ndarray) -> dict[str, np.ndarray]:
-        """The inverse of `read`: the sources by name."""
+    def write(self, array: Tensor) -> dict[str, Tensor]:
+        """The inverse of `read`: the sources by name, in their own dtype and shape."""
         parts = array if self.stacked else [array]
         shape = self.source_shape(array.shape)
         names = self.names(array.shape)
         return {name: self._backward(x, shape) for name, x in zip(names, parts, strict=True)}
 
-    def _forward(self, source: np.ndarray) -> np.ndarray:
+    def _forward(self, source: Tensor) -> Tensor:
         left, groups = self._letters()
         lengths = dict(zip(left, source.shape, strict=True))
         letters = [letter for letter in left if letter != "1"]
@@ -122,7 +134,7 @@ class Row:
         x = x.transpose([letters.index(letter) for group in groups for letter in group])
         return x.reshape([math.prod(lengths[letter] for letter in group) for group in groups])
 
-    def _backward(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+    def _backward(self, array: Tensor, shape: Shape) -> Tensor:
         left, groups = self._letters()
         lengths = dict(zip(left, shape, strict=True))
         letters = [letter for group in groups for letter in group]
@@ -135,9 +147,15 @@ Table = tuple[Row, ...]
 
 
 def check(table: Table, shapes: Mapping[str, Shape], model: Params) -> None:
-    """Compares all names and shapes of a checkpoint with the model's. Raises LayoutError.
+    """Compares all names and shapes of a checkpoint with the model's.
 
-    model: the model's nested dict of arrays, or of anything else that has a `shape`.
+    Args:
+        table: The layout's, for the model's sizes.
+        shapes: The checkpoint's, by the source's names.
+        model: The model's nested dict of arrays, or of anything else that has a `shape`.
+
+    Raises:
+        LayoutError: They differ.
     """
     ours = {path: tuple(leaf.shape) for path, leaf in flatten(model)}
     if different := ours.keys() ^ {row.path for row in table}:
@@ -159,14 +177,26 @@ def check(table: Table, shapes: Mapping[str, Shape], model: Params) -> None:
         raise LayoutError(missing, unexpected, misshapen)
 
 
-def to_params(table: Table, arrays: Mapping[str, np.ndarray], model: Params) -> Params:
-    """Our nested dict from a checkpoint's arrays, checked first. Raises LayoutError."""
+def to_params(table: Table, arrays: Mapping[str, Tensor], model: Params) -> Params:
+    """Makes our nested dict from a checkpoint's arrays.
+
+    Args:
+        table: The layout's, for the model's sizes.
+        arrays: The checkpoint's, by the source's names.
+        model: See `check`.
+
+    Returns:
+        Our nested dict.
+
+    Raises:
+        LayoutError: The arrays aren't the model's.
+    """
     check(table, {name: array.shape for name, array in arrays.items()}, model)
     ours = dict(flatten(model))
     return nest({r.path: r.read(arrays.__getitem__, tuple(ours[r.path].shape)) for r in table})
 
 
-def from_params(table: Table, params: Params) -> dict[str, np.ndarray]:
+def from_params(table: Table, params: Params) -> dict[str, Tensor]:
     """The checkpoint's arrays from our nested dict: the inverse of `to_params`."""
     leaves = dict(flatten(params))
     return {name: x for row in table for name, x in row.write(leaves[row.path]).items()}

@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from convert import dit, text, vae
-from convert.folder import link_tree, whole_folder
+from convert.checkpoints import CAUSAL
+from convert.folder import atomic_folder, link_tree
 from convert.layout import Table
 from convert.problems import BadInput
-from convert.tensors import NAMES, write_safetensors
+from convert.tensors import NAMES, Tensor, write_safetensors
 from tt_jax.checkpoint import ModelError, Stored, array_dtypes, load_arrays, read_stored, shapes
 
 # The file of each part, named as Wan names them, and the part's table.
@@ -23,15 +22,24 @@ TOKENIZER = "google/umt5-xxl/spiece.model"
 
 
 def to_native(model: Path, folder: Path) -> list[str]:
-    """Writes each part of a model's folder as one safetensors file; returns their names.
+    """Writes each part of a model's folder as one safetensors file.
 
-    Raises BadInput when the model can't be read or `folder` exists; OSError.
+    Args:
+        model: The model's folder.
+        folder: A new folder for the files.
+
+    Returns:
+        The files' names.
+
+    Raises:
+        BadInput: The model can't be read, or `folder` exists.
+        OSError: Writing failed.
     """
     if folder.exists():
         raise BadInput([f"{folder} exists: give a folder that doesn't."])
     try:
         stored = read_stored(model)
-        with whole_folder(folder) as aside:
+        with atomic_folder(folder) as aside:
             for part in stored.parts:
                 _write(model, part, stored, aside / FILES[part][0])
             if "dit" in stored.parts:
@@ -58,7 +66,7 @@ def _write(model: Path, part: str, stored: Stored, path: Path) -> None:
     write_safetensors(path, layout, _tensors(model, part, table), {"kind": stored.kind})
 
 
-def _tensors(model: Path, part: str, table: Table) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(model: Path, part: str, table: Table) -> Iterator[tuple[str, Tensor]]:
     rows = {row.path: row for row in table}
     for path, array in load_arrays(model, part, rows):
         yield from rows[path].write(array).items()
@@ -68,7 +76,7 @@ def _settings(stored: Stored) -> dict[str, object]:
     """What Wan's own `config.json` says of a transformer."""
     c = stored.parts["dit"]
     return {
-        "_class_name": "WanModel",
+        "_class_name": "CausalWanModel" if stored.kind == CAUSAL else "WanModel",
         "model_type": "t2v",
         "dim": c.dim,
         "eps": 1e-6,

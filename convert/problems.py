@@ -4,7 +4,11 @@ from collections.abc import Iterable
 
 
 class BadInput(ValueError):
-    """What was given can't be converted; `problems` has a line for every reason."""
+    """What was given can't be converted.
+
+    Attributes:
+        problems: A line for every reason.
+    """
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = [printable(problem) for problem in problems]

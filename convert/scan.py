@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from convert.detect import PUBLISHED, Checkpoint
-from convert.tensors import DTYPES
+from convert.checkpoints import Checkpoint
+from convert.detect import PUBLISHED
+from convert.tensors import DTYPES, Tensor
 
 PIECE = 1 << 22  # numbers, or bytes, that are looked at at once
 # The bits of the exponent: all of them are set in NaN and the infinities alone.
@@ -21,15 +22,30 @@ Advance = Callable[[int], None]  # told how many bytes were done
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What reading a tensor shows. not_finite: of its values; too_large: for the dtype wanted."""
+    """What reading a tensor shows.
+
+    Attributes:
+        sha256: Of its bytes.
+        not_finite: How many of its values are NaN or infinite.
+        too_large: How many are finite, and not in the dtype wanted.
+    """
 
     sha256: str
     not_finite: int
     too_large: int
 
 
-def look(array: Shaped[np.ndarray, "..."], dtype: np.dtype | None, advance: Advance) -> Found:
-    """Reads a tensor piece by piece. dtype: the one that it will be cast to."""
+def look(array: Tensor, dtype: np.dtype | None, advance: Advance) -> Found:
+    """Reads a tensor piece by piece.
+
+    Args:
+        array: The tensor.
+        dtype: The one that it will be cast to; None for its own.
+        advance: Told how many bytes were read.
+
+    Returns:
+        What was seen.
+    """
     digest = hashlib.sha256()
     flat = np.ascontiguousarray(array).reshape(-1)
     not_finite = too_large = 0
@@ -62,9 +78,21 @@ def file_sha256(path: Path, advance: Advance) -> str:
 def look_at_all(
     checkpoint: Checkpoint, dtype: np.dtype | None, advance: Advance, problems: list[str]
 ) -> Mapping[str, str]:
-    """SHA-256 of every tensor, by the layout's name. Appends to `problems`."""
+    """Looks at every tensor of a checkpoint.
+
+    Args:
+        checkpoint: The tensors.
+        dtype: The one that they will be cast to; None for their own.
+        advance: Told how many bytes were read.
+        problems: A line is appended for each tensor that can't be taken.
+
+    Returns:
+        SHA-256 of every tensor, by the layout's name.
+    """
     digests = {}
     for name, array in checkpoint.tensors.items():
+        if array.dtype not in BITS:  # an unexpected one, and reported as that
+            continue
         found = look(array, dtype, advance)
         digests[name] = found.sha256
         where = f"{checkpoint.names[name]} in {checkpoint.places[name]}"

@@ -7,33 +7,63 @@ version, and which stops at the first thing that is wrong.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Shaped
 
 from convert.problems import BadInput
 
+# A tensor of a foreign file. Of its shape nothing is known before the layout's table is asked.
+Tensor = Shaped[np.ndarray, "..."]
+
+# What can be converted: the names in a file, and the dtypes.
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# What else a file may hold beside a model's tensors, or in their place.
+OTHERS = {
+    "F64": np.dtype(np.float64),
+    "C64": np.dtype(np.complex64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "BOOL": np.dtype(np.bool_),
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
 LONGEST_HEADER = 100_000_000  # bytes; that of the reference implementation
+LARGEST = 1 << 48  # numbers in a tensor, were none of its axes empty
 METADATA = "__metadata__"
+AGAIN = "download it again."
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """A file's tensors, mapped into memory and not yet read, and its metadata. Raises BadInput."""
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Opens a file: its tensors are mapped into memory and not yet read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by name, of any dtype that numpy has, and the file's metadata.
+
+    Raises:
+        BadInput: The file is damaged, or its values are of a kind that has no dtype here.
+        OSError: It can't be read.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
         if len(first) < 8 or length > size - 8:
-            raise BadInput([f"{path} is truncated: its header isn't all there."])
+            raise BadInput([f"{path} is truncated: its header isn't all there; {AGAIN}"])
         if length > LONGEST_HEADER:
             raise BadInput([f"{path} has a broken header: it claims to be {length} bytes long."])
         text = file.read(length)
@@ -47,43 +77,64 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     if not strings:
         raise BadInput([f"{path} has a broken header: its metadata aren't text."])
 
-    start = 8 + length
-    problems, end = [], 0
+    start, known = 8 + length, DTYPES | OTHERS
+    problems, unknown, end = [], Counter(), 0
     for name, (dtype, shape, begin, stop) in sorted(places.items(), key=lambda item: item[1][2:]):
         if begin != end:
             problems.append(f"{path} has a broken header: {name} doesn't begin where it should.")
         end = stop
-        if dtype not in DTYPES:
-            known = ", ".join(DTYPES)
-            problems.append(f"{path}: {name} is stored as {dtype}; only {known} can be converted.")
-        elif stop - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        if dtype not in known:
+            unknown[dtype] += 1
+        elif stop - begin != math.prod(shape) * known[dtype].itemsize:
             problems.append(
                 f"{path} has a broken header: {name} has {stop - begin} bytes, which isn't "
                 f"{dtype} {list(shape)}."
             )
-        elif len(shape) > 8 or math.prod(shape) == 0:
+        elif len(shape) > 8 or math.prod(n or 1 for n in shape) > LARGEST:
             problems.append(f"{path}: {name} of shape {list(shape)} is no tensor of a model.")
+    problems += [unconvertible(path, dtype, n, len(places)) for dtype, n in unknown.items()]
     if end > size - start:
-        problems.append(f"{path} is truncated: it has {size} bytes and needs {start + end}.")
+        problems.append(
+            f"{path} is truncated: it has {size} bytes and needs {start + end}; {AGAIN}"
+        )
     elif end < size - start:
         problems.append(f"{path} has {size - start - end} bytes that belong to no tensor.")
     if problems or not places:
         raise BadInput(problems or [f"{path} holds no tensors."])
     data = np.memmap(path, np.uint8, "r", offset=0)[start:]
     tensors = {
-        name: data[begin:stop].view(np.ndarray).view(DTYPES[dtype]).reshape(shape)
+        name: data[begin:stop].view(np.ndarray).view(known[dtype]).reshape(shape)
         for name, (dtype, shape, begin, stop) in places.items()
     }
     return tensors, metadata
 
 
+def unconvertible(path: Path, dtype: str, count: int, total: int) -> str:
+    """The line that says so of all tensors of one dtype in a file."""
+    return (
+        f"{path}: {count} of {total} tensors are stored as {dtype}; only 32 and 16 bit floats can "
+        "be converted: take the checkpoint that isn't quantised, or save it as float32."
+    )
+
+
 def write_safetensors(
     path: Path,
     layout: Mapping[str, tuple[tuple[int, ...], np.dtype]],
-    tensors: Iterable[tuple[str, np.ndarray]],
+    tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes a file. layout: every name's shape and dtype, in the order in which `tensors` come."""
+    """Writes a file, one tensor after the other.
+
+    Args:
+        path: The file; one that is there is replaced.
+        layout: Every name's shape and dtype (float32, float16 or bfloat16), in the order in which
+            `tensors` come.
+        tensors: Names and values.
+        metadata: Strings for the file's header.
+
+    Raises:
+        OSError: It can't be written.
+    """
     header: dict[str, Any] = {METADATA: dict(metadata)}
     end = 0
     for name, (shape, dtype) in layout.items():
