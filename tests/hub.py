@@ -25,6 +25,7 @@ class Hub(BaseHTTPRequestHandler):
     repositories: dict  # name -> (licence, {file: content})
     wrong: set
     cut: set  # files whose first download breaks off near the end
+    portal: str  # if not empty, the page that is the answer to everything
     requests: list
 
     def log_message(self, *_):
@@ -36,13 +37,15 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         self.requests.append((self.command, path, self.headers.get("Range")))
-        if path.startswith("/api/models/"):
+        if self.portal:
+            self.answer(200, "text/html", self.portal.encode())
+        elif path.startswith("/api/models/"):
             repository, _, revision = path.removeprefix("/api/models/").partition("/revision/")
             self.describe(repository, revision)
         else:
             repository, _, rest = path[1:].partition("/resolve/")
             commit, _, file = rest.partition("/")
-            self.send(self.repositories[repository][1][file], commit, file)
+            self.send(self.repositories[repository][1][file], COMMITS.get(commit, commit), file)
 
     def describe(self, repository, revision):
         commit = COMMITS.get(revision, revision)
@@ -58,12 +61,15 @@ class Hub(BaseHTTPRequestHandler):
             for file, content in files.items()
         ]
         about = {"id": repository, "sha": commit, "siblings": siblings, "cardData": licence}
-        body = json.dumps(about).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.answer(200, "application/json", json.dumps(about).encode())
+
+    def answer(self, status, kind, body):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command == "GET":
+            self.wfile.write(body)
 
     def pointer(self, file, content):
         if file.endswith(".json"):
@@ -104,7 +110,7 @@ def published(folder: Path) -> dict:
     dit = random_tensors(layouts["dit"], DIT)
     generator = to_torch({f"model.{name}": x for name, x in dit.items()})
     wan = {
-        "config.json": json.dumps({"num_heads": 1}).encode(),
+        "config.json": json.dumps({"_class_name": "WanModel", "num_heads": 1}).encode(),
         "README.md": b"a model card",
         "diffusion_pytorch_model.safetensors": save(folder / "x.safetensors", dit).read_bytes(),
         "Wan2.1_VAE.pth": pickled(to_torch(random_tensors(layouts["vae"], SHALLOW["vae"]))),
@@ -127,9 +133,8 @@ def published(folder: Path) -> dict:
 @contextlib.contextmanager
 def serve(content: dict):
     """Serves `content` while the context lasts; what it gives has the server's `url`."""
-    handler = type(
-        "Handler", (Hub,), {"repositories": content, "wrong": set(), "cut": set(), "requests": []}
-    )
+    state = {"repositories": content, "wrong": set(), "cut": set(), "portal": "", "requests": []}
+    handler = type("Handler", (Hub,), state)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -25,10 +25,11 @@ def hub(content):
         yield handler
 
 
-def command(hub, tmp_path, *args):
+def command(hub, tmp_path, *args, **variables):
+    env = environment(hub.url, tmp_path / "cache") | variables
     return subprocess.run(
         [sys.executable, "-m", "tt_jax", *map(str, args)],
-        env=environment(hub.url, tmp_path / "cache"), capture_output=True, text=True, timeout=1200,
+        env=env, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
 
 
@@ -83,6 +84,74 @@ def test_refusals(hub, tmp_path):
     assert read_config(target)[1] == "bidirectional"
     done = command(hub, tmp_path, "fetch", "sora", target)
     assert done.returncode == 2 and "there is no 'sora'" in done.stderr
+
+
+def one_line(done, code):
+    """The message of a command that failed as it should; what came before it were reports."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_without_the_hub(hub, tmp_path):
+    """What was fetched once can be made again when the hub is switched off, dead, or shadowed."""
+    assert command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "a").returncode == 0
+    tag = ("fetch", "rolling-forcing", tmp_path / "b", "--revision", "v1")
+    assert command(hub, tmp_path, *tag).returncode == 0
+    hub.requests.clear()
+    done = command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "c", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0 and not hub.requests, done.stderr
+    assert "HF_HUB_OFFLINE is set" in done.stderr and str(tmp_path / "cache") in done.stderr
+    a, c = (read_manifest(tmp_path / x) for x in "ac")
+    assert a["parts"] == c["parts"] and a["tokenizer"] == c["tokenizer"] and a["kind"] == c["kind"]
+    revision = ("--revision", COMMITS["v1"])
+    for name, args, target in (("tag", tag[3:], "d"), ("commit", revision, "e")):
+        args = [x for x in args if x != tmp_path / "b"]
+        done = command(
+            hub, tmp_path, "fetch", "rolling-forcing", tmp_path / target, *args, HF_HUB_OFFLINE="1"
+        )
+        assert done.returncode == 0, (name, done.stderr)
+    # not everything is there
+    line = one_line(
+        command(hub, tmp_path, "fetch", "wan2.1-14b", tmp_path / "x", HF_HUB_OFFLINE="1"), 1
+    )
+    assert "doesn't have all of Wan-AI/Wan2.1-T2V-14B at main" in line and hub.url in line
+    # the base transformer wasn't needed before
+    line = one_line(
+        command(hub, tmp_path, "fetch", "wan2.1-1.3b", tmp_path / "x", HF_HUB_OFFLINE="1"), 1
+    )
+    assert "doesn't have all of Wan-AI/Wan2.1-T2V-1.3B at main" in line
+    assert not (tmp_path / "x").exists()
+
+    hub.portal = "<html><title>Hotel Wi-Fi</title>Log in</html>"
+    done = command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "f")
+    assert done.returncode == 0 and "answered with a web page ('Hotel Wi-Fi')" in done.stderr
+    line = one_line(command(hub, tmp_path, "fetch", "wan2.1-14b", tmp_path / "x"), 1)
+    host = hub.url.removeprefix("http://")
+    assert f"{host} answered with a web page ('Hotel Wi-Fi'), status 200" in line
+    hub.portal = "Squid: access denied"
+    line = one_line(command(hub, tmp_path, "fetch", "wan2.1-14b", tmp_path / "x"), 1)
+    assert f"{host} answered 'Squid: access denied', status 200, not as the hub does" in line
+
     hub.url = "http://127.0.0.1:1"
-    done = command(hub, tmp_path, "fetch", "wan2.1-14b", tmp_path / "b")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    done = command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "g")
+    assert done.returncode == 0 and "127.0.0.1:1 can't be reached" in done.stderr
+    line = one_line(command(hub, tmp_path, "fetch", "wan2.1-14b", tmp_path / "x"), 1)
+    assert "127.0.0.1:1 can't be reached: Connection refused" in line
+
+
+def test_said_before_the_download(hub, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    done = command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "taken")
+    assert one_line(done, 2) == (
+        f"  {tmp_path}/taken is a file: give the name of a folder for the model."
+    )
+    # an environment without torch
+    program = "import sys; sys.modules['torch'] = None; from tt_jax.cli import main; sys.exit(main("
+    args = ["fetch", "self-forcing", str(tmp_path / "model")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}{args}))"],
+        env=environment(hub.url, tmp_path / "cache"), capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert "needs torch: pip install 'tt-jax[convert]'" in one_line(done, 2)
+    assert not hub.requests and (tmp_path / "taken").read_text() == "mine"
