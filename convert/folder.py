@@ -1,4 +1,4 @@
-"""Folders that appear whole under their final name, or not at all."""
+"""Atomic folders: complete under their final name, or not there at all."""
 
 import ctypes
 import fcntl

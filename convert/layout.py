@@ -1,4 +1,4 @@
-"""Tables from the names and axes of a published checkpoint to ours, checked as a whole.
+"""Tables from the names and axes of a published checkpoint to ours, all of them checked together.
 
 A table is a tuple of rows. Axes are written as in `"o i t h w -> t h w i o"`: the source's on the
 left, ours on the right; `1` is an axis of length one that the other side lacks, and `(h w c)` are

@@ -1,4 +1,4 @@
-"""Published checkpoints to a model's folder: checked as a whole, then written as a whole."""
+"""Published checkpoints to a model's folder: all is checked before anything is written."""
 
 import hashlib
 import json

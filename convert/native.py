@@ -10,7 +10,8 @@ from convert.folder import atomic_folder, link_tree
 from convert.layout import Table
 from convert.problems import BadInput
 from convert.tensors import NAMES, Tensor, write_safetensors
-from tt_jax.checkpoint import ModelError, Stored, array_dtypes, load_arrays, read_stored, shapes
+from tt_jax.checkpoint import Stored, array_dtypes, load_arrays, read_stored, shapes
+from tt_jax.errors import ModelError
 
 # The file of each part, named as Wan names them, and the part's table.
 FILES = {

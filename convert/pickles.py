@@ -92,7 +92,8 @@ def read_torch(path: Path) -> Mapping[tuple[str, ...], Mapping[str, Tensor]]:
 
 def _dicts(stored: dict[Any, Any]) -> list[tuple[tuple[str, ...], dict[Any, Any]]]:
     """All dicts within dicts, each once, with the keys that lead to them."""
-    found, seen = [((), stored)], {id(stored)}
+    found: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), stored)]
+    seen = {id(stored)}
     for keys, one in found:  # which grows meanwhile
         if len(keys) < DEEPEST:
             for key, value in one.items():

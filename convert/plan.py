@@ -11,7 +11,8 @@ from convert.checkpoints import Checkpoint, join
 from convert.problems import BadInput
 from convert.sizes import config_of, unfit
 from convert.sources import Tokenizer, open_sources
-from tt_jax.checkpoint import PARTS, ModelError, Stored, read_manifest, read_stored, shapes
+from tt_jax.checkpoint import PARTS, Stored, read_manifest, read_stored, shapes
+from tt_jax.errors import ModelError
 
 
 @dataclasses.dataclass(frozen=True)

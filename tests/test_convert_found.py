@@ -284,7 +284,7 @@ def test_tokenizer_inside_the_text_encoder(tmp_path, capsys):
     # the same one in a file of its own is no contradiction, another is
     (tmp_path / "spiece.model").write_bytes(sentencepiece())
     assert run(path, tmp_path / "spiece.model", tmp_path / "again") == 0
-    from tt_jax.tokens import train_sentencepiece
+    from tt_jax.models.tokenizer import train_sentencepiece
 
     (tmp_path / "spiece.model").write_bytes(train_sentencepiece(["something else"], vocab=290))
     assert run(path, tmp_path / "spiece.model", tmp_path / "third") == 2
