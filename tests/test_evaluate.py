@@ -11,7 +11,7 @@ import pytest
 from conftest import SHARED
 
 from tt_jax.cli.main import main
-from tt_jax.evaluate import measures, vbench
+from tt_jax.evaluate import measures, summary, vbench
 from tt_jax.evaluate.measures import CONTRASTS, CURVES, contrasts, measure
 from tt_jax.media import video
 
