@@ -1,9 +1,12 @@
 """The README's pictures: of the demo, still and moving, and of another comparison."""
 
+import itertools
 import shutil
 from pathlib import Path
 
-import imageio.v3 as iio
+from PIL import Image
+
+from tt_jax.media.read import read_frames
 
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "demo"
@@ -14,11 +17,12 @@ def main() -> None:
     """Reads what `make demo` and `make pictures` wrote."""
     shutil.copyfile(DEMO / "compare.png", HERE / "demo.png")
     shutil.copyfile(DEMO / "small" / "compare.png", HERE / "small.png")
-    frames = iio.imread(DEMO / "compare.mp4", plugin="pyav")[::EVERY]
     # Every model pixel is four of the video's: half of them is plenty.
-    iio.imwrite(
-        HERE / "demo.webp", frames[:, ::2, ::2], plugin="pillow", extension=".webp",
-        duration=1000 * EVERY // 16, loop=0, quality=60, method=6,
+    frames = [f[::2, ::2] for f in itertools.islice(read_frames(DEMO / "compare.mp4"), 0, None, EVERY)]
+    first, *others = map(Image.fromarray, frames)
+    first.save(
+        HERE / "demo.webp", save_all=True, append_images=others, duration=1000 * EVERY // 16,
+        loop=0, quality=60, method=6,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ import tt_jax
 from tt_jax import pipeline, records
 from tt_jax.cli import main as cli
 from tt_jax.cli.main import keep_programs
-from tt_jax.media import video
+from tt_jax.media.write import write_video
 from tt_jax.planning import memory
 
 # Processes find the package wherever they run.
@@ -188,7 +188,7 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
 def test_bad_input_is_one_sentence_and_nothing_written(run, arguments, message):
     Path("text.txt").write_text("no picture")
     if "start.mp4" in arguments:
-        video.write("start.mp4", np.zeros((20, 64, 64, 3), np.uint8))
+        write_video("start.mp4", np.zeros((20, 64, 64, 3), np.uint8))
     before = listing()
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")

@@ -13,7 +13,7 @@ from conftest import SHARED
 from tt_jax.cli.main import main
 from tt_jax.evaluate import measures, summary, vbench
 from tt_jax.evaluate.measures import CONTRASTS, CURVES, contrasts, measure
-from tt_jax.media import video
+from tt_jax.media.write import write_video
 
 PAIRS = SHARED / "data" / "pairs"
 
@@ -187,7 +187,7 @@ def clips(tmp_path_factory):
     for name, level, frames, fps in [
         ("dark", 40, 64, 16), ("light", 200, 64, 16), ("brief", 40, 47, 16), ("slow", 40, 32, 8)
     ]:  # fmt: skip
-        video.write(folder / f"{name}.mp4", np.stack(grey([level] * frames, (64, 64))), fps)
+        write_video(folder / f"{name}.mp4", np.stack(grey([level] * frames, (64, 64))), fps)
     (folder / "text.mp4").write_text("this is no video")
     (folder / "text.txt").write_text("nor is this")
     whole = (folder / "dark.mp4").read_bytes()
@@ -217,8 +217,8 @@ def test_report(clips, tmp_path, capsys):
     ("files", "said"),
     [
         (["nowhere.mp4"], "there is no file"),
-        (["dark.mp4", "text.mp4"], "text.mp4 is no video."),
-        (["text.txt"], "text.txt is no video."),
+        (["dark.mp4", "text.mp4"], "text.mp4 is neither a picture nor a video."),
+        (["text.txt"], "text.txt is neither a picture nor a video."),
         (["cut.mp4"], "cut.mp4 is"),
         (["light.mp4", "brief.mp4"], "brief.mp4 is shorter than three seconds."),
         (["dark.mp4", "slow.mp4"], "slow.mp4 has 8 frames a second, "),
@@ -367,7 +367,7 @@ def test_layout_standard_under_the_original_prompt(clips, tmp_path, capsys):
 )
 def test_long_videos_are_for_vbench_long(tmp_path, mode, said):
     path = tmp_path / "five.mp4"
-    video.write(path, np.stack(grey([9] * 40)), 8)
+    write_video(path, np.stack(grey([9] * 40)), 8)
     plan = vbench.layout({path: "a bear"}, tmp_path / "out", mode)
     assert plan.long and said in plan.command
     assert not (tmp_path / "out").exists()
@@ -389,4 +389,4 @@ def test_layout_refuses(clips, tmp_path, capsys):
     given.write_text('["a bear"]')
     assert "JSON object" in said(clips / "dark.mp4", options=["--prompts", str(given)])
     given.write_text('{"text.mp4": "a bear"}')
-    assert "is no video" in said(clips / "text.mp4", options=["--prompts", str(given)])
+    assert "neither a picture" in said(clips / "text.mp4", options=["--prompts", str(given)])

@@ -108,12 +108,12 @@ class Video:
         return [path.with_stem(f"{path.stem}-{i}") for i in range(len(self.frames))]
 
     def save(self, path: Path | str) -> list[Path]:
-        """Writes an mp4 file for each sample and returns their paths; see `video.write`."""
-        from tt_jax.media import video  # here, so that importing tt_jax stays light
+        """Writes an mp4 file for each sample and returns their paths; see `media.write`."""
+        from tt_jax.media.write import write_video  # here: importing tt_jax stays light
 
         paths = self.paths(path)
         for one, frames in zip(paths, self.frames, strict=True):
-            video.write(one, frames, self.fps)
+            write_video(one, frames, self.fps)
         return paths
 
 

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tt_jax import pipeline, records
 from tt_jax.checkpoint import default_dtype, find, read_config
 from tt_jax.cli.options import PLAIN, TRIMMED
-from tt_jax.media import video
+from tt_jax.media.read import read_clip
+from tt_jax.media.write import side_by_side, write_video
 from tt_jax.models.configs import FPS
 from tt_jax.pipeline import Chunk, Video
 from tt_jax.planning import memory
@@ -168,8 +169,8 @@ def save_videos(path: Path, videos: dict[str, Video]) -> list[Path]:
         return first.save(path)
     right, second = others[0]
     for i, file in enumerate(first.paths(path)):
-        both = video.side_by_side(first.frames[i], second.frames[i], (left, right))
-        video.write(file, both)
+        both = side_by_side(first.frames[i], second.frames[i], (left, right))
+        write_video(file, both)
     return first.paths(path)
 
 
@@ -189,7 +190,7 @@ def output(out: Path | None, prompt: str, name: str) -> Path:
 
 def read_initial(path: Path, size: tuple[int, int], frames: int) -> UInt8[np.ndarray, "t h w 3"]:
     """Reads what a video of `frames` frames starts from, and says what was done to it."""
-    clip = video.read(path, size, frames)
+    clip = read_clip(path, size, frames)
     if len(clip.frames) == frames:
         raise ValueError(f"{path} fills all {frames} frames: ask for more seconds than it has.")
     done = []

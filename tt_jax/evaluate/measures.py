@@ -7,16 +7,15 @@ lies behind the last whole second counts for `temporal_flickering` alone.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from numbers import Rational
 from pathlib import Path
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.error import FFmpegError
 from jaxtyping import Float, UInt8, UInt16
+
+from tt_jax.media.read import open_video, read_frames
 
 CELL = 16  # pixels
 BINS = 8  # per colour
@@ -215,58 +214,25 @@ def lucas_kanade(before: Float[np.ndarray, "h w"], after: Float[np.ndarray, "h w
     return float(np.hypot((xy * yt - yy * xt) / area, (xy * xt - xx * yt) / area).mean())
 
 
-@dataclasses.dataclass(frozen=True)
-class Header:
-    """What a file says of its video; seconds are None where it doesn't."""
-
-    fps: Fraction
-    seconds: float | None
-
-
-def read_header(path: Path) -> Header:
-    """Opens a video file. Raises FileNotFoundError, or ValueError for what is no video."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
-    with _open(path) as file:
-        stream = file.streams.video[0]
-        duration = file.duration and file.duration / av.time_base
-        assert stream.average_rate is not None  # `_open` has looked
-        return Header(stream.average_rate, duration)
-
-
-def read_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Decodes a video file with PyAV, one frame after the other. Raises ValueError."""
-    with _open(path) as file:
-        stream = file.streams.video[0]
-        stream.thread_type = "AUTO"
-        try:
-            for frame in file.decode(stream):
-                yield frame.to_ndarray(format="rgb24")
-        except FFmpegError as error:
-            raise ValueError(f"{path} is damaged: {error.strerror}.") from None
-
-
-def _open(path: Path) -> InputContainer:
-    """The file, if it holds a video with a frame rate."""
-    try:
-        file = av.open(path)
-    except (OSError, ValueError, FFmpegError):
-        raise ValueError(f"{path} is no video.") from None
-    # FFmpeg also takes plain text for a video, of a terminal.
-    if file.streams.video and file.format.name != "tty" and file.streams.video[0].average_rate:
-        return file
-    file.close()
-    raise ValueError(f"{path} is no video.")
-
-
 def measure_files(paths: Iterable[Path]) -> list[Measures]:
     """Measures video files that are to be compared, all of one frame rate.
 
-    Raises FileNotFoundError or ValueError, naming the file: there is none, it is no video, it is
-    shorter than three seconds, or of another frame rate than the first.
+    Frames are taken as players show them: upright, in the colours that the file says, and for as
+    long as it says where they don't come evenly (then at the file's mean rate).
+
+    Args:
+        paths: the files.
+
+    Returns:
+        The measures of each.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file, which is named, is no video, shorter than three seconds, or of another
+            frame rate than the first.
     """
     paths = list(paths)
-    rates = [read_header(path).fps for path in paths]
+    rates = [open_video(path)[0] for path in paths]
     for path, rate in zip(paths, rates, strict=True):
         if rate != rates[0]:
             raise ValueError(

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tt_jax.evaluate.measures import read_header
 from tt_jax.files import atomic
+from tt_jax.media.read import open_video
 from tt_jax.records import save
 
 Mode = Literal["standard", "custom"]
@@ -169,7 +169,7 @@ def layout(videos: Mapping[Path, str], folder: Path, mode: Mode) -> Layout:
     isn't there, ValueError for one that is no video or no mp4, a prompt that can't be a name, or a
     folder that already holds videos.
     """
-    seconds = [read_header(path).seconds for path in videos]
+    seconds = [open_video(path)[1] for path in videos]
     for path in videos:
         if path.suffix.lower() != ".mp4":
             raise ValueError(f"{path} is no mp4 file.")
