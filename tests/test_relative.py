@@ -9,6 +9,7 @@ from parity import distance
 from test_rolling_forcing import Plain
 
 from tt_jax import SelfForcing, TokenTrim, rollout
+from tt_jax.cache import Window
 from tt_jax.models.dit import DiTConfig
 from tt_jax.strategies.schedule import warp
 
@@ -55,3 +56,12 @@ def test_against_a_plain_loop(sink):
     later = distance(out[True][9:], out[False][9:])
     assert later > 1e-4 if sink else later < 1e-5
     assert jnp.isfinite(out[True]).all()
+
+
+def test_short_names_and_a_cache_exclude_each_other():
+    assert SelfForcing(window=9, sink=1).policy == Window(9, 1)
+    assert SelfForcing(cache=Window(9)).slots == 6
+    with pytest.raises(ValueError, match="give either them or a cache"):
+        SelfForcing(window=12, cache=Window(9))
+    with pytest.raises(ValueError, match="longer than sink plus chunk"):
+        SelfForcing(cache=Window(6, sink=3))

@@ -1,9 +1,9 @@
 """The context of a rollout: a fixed-size K/V buffer with its validity mask. A pytree.
 
-Slots are counted in latent frames. The first `sink` slots keep the video's first frames for good,
-the others are a ring: a new frame takes the slot of the oldest one, and no data moves. An entry
-that isn't valid (never written, or pruned) is masked out of attention. The mask and the frame
-numbers stand once for all layers and heads.
+Slots are counted in latent frames. What stands in which is the cache policy's affair; mostly, the
+first `sink` slots keep the video's first frames for good, the others are a ring: a new frame takes
+the slot of the oldest one, and no data moves. An entry that isn't valid (never written, or pruned)
+is masked out of attention. The mask and the frame numbers stand once for all layers and heads.
 
 Axes: L layers, B batch, S slots, P tokens of a frame, N heads, H head width, D token width.
 
@@ -12,6 +12,7 @@ a TPU would lay the buffer out otherwise in memory than the rollout's loop does,
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,9 @@ class Context:
     # Absolute frame index in each slot; -1 where nothing was written yet.
     frame: Int[Array, " s"]
     sink: int = dataclasses.field(metadata={"static": True})
+    # Slots beside the sinks whose entries are never pruned, and the cache policy's own arrays.
+    exempt: Bool[Array, " s"] | None = None
+    memory: Any = None
 
     @property
     def filled(self) -> Bool[Array, " s"]:
@@ -72,6 +76,18 @@ def empty(
     )
 
 
+def ring(context: Context, frames: Int[Array, " f"]) -> Int[Array, " f"]:
+    """The slots of frames: the sinks' own, then the rest in turn."""
+    turns = context.frame.shape[0] - context.sink
+    return jnp.where(frames < context.sink, frames, context.sink + (frames - context.sink) % turns)
+
+
+def ranks(context: Context) -> Int[Array, " s"]:
+    """How many of the frames that the buffer holds come before each slot's."""
+    earlier = context.filled & (context.frame < context.frame[:, None])
+    return jnp.sum(earlier, axis=1)
+
+
 def append(
     context: Context,
     kv: KV,
@@ -83,28 +99,42 @@ def append(
     Their entries are valid, whatever was dropped at their positions before.
     kv: keys and values of the F frames, `[L, B, F P, N, H]`. frames: their indices.
     """
-    batch, slots, per_frame = context.valid.shape
+    return write(context, kv, tokens, frames, ring(context, frames))
+
+
+def write(
+    context: Context,
+    kv: KV,
+    tokens: Float[Array, "b f p d"],
+    frames: Int[Array, " f"],
+    slots: Int[Array, " f"],
+    valid: Bool[Array, "b f p"] | None = None,
+) -> Context:
+    """Writes F frames into the given slots; all their entries are valid if `valid` isn't given."""
+    per_frame = context.valid.shape[2]
     k, v = (part.astype(context.k.dtype) for part in kv)
-    ring = slots - context.sink
-    slot = jnp.where(frames < context.sink, frames, context.sink + (frames - context.sink) % ring)
     put = jax.lax.dynamic_update_index_in_dim
     put_row = jax.lax.dynamic_update_slice_in_dim
     values = {"k": context.k, "v": context.v, "tokens": context.tokens}
-    valid, frame, dtype = context.valid, context.frame, context.tokens.dtype
+    mask, frame, dtype = context.valid, context.frame, context.tokens.dtype
+    valid = jnp.ones(tokens.shape[:3], bool) if valid is None else valid
     # One slice a frame, not one scatter: XLA then updates the scan's carry in place.
     for i in range(frames.shape[0]):
-        own, start = slice(i * per_frame, (i + 1) * per_frame), slot[i] * per_frame
+        own, start = slice(i * per_frame, (i + 1) * per_frame), slots[i] * per_frame
         values["k"] = put_row(values["k"], k[:, :, own], start, 2)
         values["v"] = put_row(values["v"], v[:, :, own], start, 2)
-        values["tokens"] = put(values["tokens"], tokens[:, i].astype(dtype), slot[i], 1)
-        valid = put(valid, jnp.ones((batch, per_frame), bool), slot[i], 1)
-        frame = put(frame, frames[i].astype(jnp.int32), slot[i], 0)
-    return dataclasses.replace(context, **values, valid=valid, frame=frame)
+        values["tokens"] = put(values["tokens"], tokens[:, i].astype(dtype), slots[i], 1)
+        mask = put(mask, valid[:, i], slots[i], 1)
+        frame = put(frame, frames[i].astype(jnp.int32), slots[i], 0)
+    return dataclasses.replace(context, **values, valid=mask, frame=frame)
 
 
 def prunable(context: Context, prune_sink: bool) -> Bool[Array, " s"]:
     """Slots whose entries a policy may drop: those that hold a frame, sinks only if asked for."""
-    return context.filled if prune_sink else context.filled & (context.frame >= context.sink)
+    if prune_sink:
+        return context.filled
+    may = context.filled & (context.frame >= context.sink)
+    return may if context.exempt is None else may & ~context.exempt
 
 
 def attention_mask(valid: Bool[Array, "b s p"], own: int) -> Bool[Array, "b 1 keys"]:

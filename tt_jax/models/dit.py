@@ -5,7 +5,8 @@ H head width, D model width.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,43 @@ class KV(NamedTuple):
 
     k: Float[Array, "l b s n h"]
     v: Float[Array, "l b s n h"]
+
+
+# How self-attention reads the past: from a layer's part of the past (or None) and its own queries,
+# keys and values `[B, T, N, H]`, not rotated, to what it attends to `[B, T, N, H]`, and whatever
+# the pass shall return of that layer.
+Read = Callable[[Any, Array, Array, Array], tuple[Array, Any]]
+
+
+def reader(
+    rope: tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]],
+    mask: Bool[Array, "#b #t keys"] | None = None,
+    past_rope: tuple[Float[Array, "s pairs"], Float[Array, "s pairs"]] | None = None,
+    rotated: bool = False,
+) -> Read:
+    """Attention to cached keys and values, then to a pass's own; returns the latter.
+
+    Args:
+        rope: `rotation` of the pass's own tokens.
+        mask: which of the S + T keys (cached ones first) a query may see.
+        past_rope: rotation of the cached keys; without it they are rotated already.
+        rotated: whether the returned keys are rotated.
+
+    Returns:
+        A `Read` for a past of keys and values `[B, S, N, H]`, or None.
+    """
+
+    def read(past: Any, q: Array, k: Array, v: Array) -> tuple[Array, KV]:
+        keys, values = rotate(k, rope), v
+        own = KV(keys if rotated else k, v)
+        if past is not None:
+            cached = past[0].astype(k.dtype)
+            cached = cached if past_rope is None else rotate(cached, past_rope)
+            keys = jnp.concatenate([cached, keys], axis=1)
+            values = jnp.concatenate([past[1].astype(k.dtype), values], axis=1)
+        return attention(rotate(q, rope), keys, values, mask), own
+
+    return read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +159,10 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "b f p d"],
         time: Float[Array, "#b f 6 d"],
-        rope: tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]],
         text: tuple[Float[Array, "b l n h"], Float[Array, "b l n h"]],
-        context: tuple[Float[Array, "b s n h"], Float[Array, "b s n h"]] | None,
-        mask: Bool[Array, "#b #t keys"] | None,
-        past_rope: tuple[Float[Array, "s pairs"], Float[Array, "s pairs"]] | None = None,
-        rotated: bool = False,
-    ) -> tuple[Float[Array, "b f p d"], tuple[Float[Array, "b t n h"], Float[Array, "b t n h"]]]:
+        past: Any,
+        read: Read,
+    ) -> tuple[Float[Array, "b f p d"], Any]:
         b, f, p, d = x.shape
         kind = x.dtype
         m = time + wide(self.modulation[...])
@@ -136,14 +171,7 @@ class Block(nnx.Module):
         with jax.named_scope("self_attention"):
             y = (layer_norm(x) * (1 + scale1) + shift1).astype(kind).reshape(b, f * p, d)
             k, v = self.self_attn.key_value(y)
-            keys, values = rotate(k, rope), v
-            own = (keys if rotated else k, v)
-            if context is not None:
-                past = context[0].astype(kind)
-                past = past if past_rope is None else rotate(past, past_rope)
-                keys = jnp.concatenate([past, keys], axis=1)
-                values = jnp.concatenate([context[1].astype(kind), values], axis=1)
-            y = attention(rotate(self.self_attn.query(y), rope), keys, values, mask)
+            y, own = read(past, self.self_attn.query(y), k, v)
             y = self.self_attn.out(y).reshape(x.shape)
             x = (wide(x) + wide(y) * gate1).astype(kind)
 
@@ -206,14 +234,15 @@ class DiT(nnx.Module):
         latents: Float[Array, "b f h w c"],
         time: Float[Array, "#b f e"],
         text: KV,
-        frames: Int[Array, " f"],
-        context: KV | None = None,
+        frames: Int[Array, " f"] | None,
+        context: Any = None,
         mask: Bool[Array, "#b #t keys"] | None = None,
         *,
         positions: Int[Array, " slots"] | None = None,
         rotated: bool = False,
+        read: Read | None = None,
         remat: bool = False,
-    ) -> tuple[Float[Array, "b f h w c"], KV]:
+    ) -> tuple[Float[Array, "b f h w c"], Any]:
         """One pass: the flow (noise - x0) of every frame, and the frames' own keys and values.
 
         latents: noisy frames, channels-last.
@@ -226,6 +255,9 @@ class DiT(nnx.Module):
             it they are.
         rotated: whether the returned keys are rotated, to `frames`. If not, whoever caches them
             decides on their positions.
+        read: how layers read a past of any kind: `context` is a pytree whose arrays have a leading
+            axis of layers, and what `read` returns of each layer stands in the place of keys and
+            values. Mask, positions and `rotated` are its own affair then, and `frames` unused.
         remat: recompute each block in the backward pass instead of keeping its activations.
 
         Keys are rotated layer by layer: all layers' at once would be another K/V buffer.
@@ -240,19 +272,20 @@ class DiT(nnx.Module):
         x = self.patch_embedding(patchify(latents, config.patch))
         e, e0 = self.embed_time(time)
         grid = (height // config.patch, width // config.patch)
-        rope = rotation(frames, *grid, config.head_dim)
-        past = None if positions is None else rotation(positions, *grid, config.head_dim)
+        if read is None:
+            assert frames is not None
+            past = None if positions is None else rotation(positions, *grid, config.head_dim)
+            read = reader(rotation(frames, *grid, config.head_dim), mask, past, rotated)
 
         def layer(x, inputs):
             block, text, context = inputs
-            return block(x, e0, rope, text, context, mask, past, rotated)
+            return block(x, e0, text, context, read)
 
         if remat:
             layer = jax.checkpoint(layer)
-        cached = None if context is None else tuple(context)
-        x, (k, v) = jax.lax.scan(layer, x, (self.blocks, tuple(text), cached))
+        x, own = jax.lax.scan(layer, x, (self.blocks, tuple(text), context))
 
         m = e[:, :, None] + wide(self.head_modulation[...])
         shift, scale = m[:, :, 0, None], m[:, :, 1, None]
         x = self.head((layer_norm(x) * (1 + scale) + shift).astype(x.dtype))
-        return unpatchify(x, config.patch, height, width), KV(k, v)
+        return unpatchify(x, config.patch, height, width), own

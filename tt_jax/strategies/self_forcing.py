@@ -5,14 +5,15 @@ Where transformer, context and TokenTrim meet. Axes as in `context` and `drift`.
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from tt_jax.cache import buffer
+from tt_jax.cache.policy import Policy
+from tt_jax.cache.window import Window
 from tt_jax.models.dit import KV, DiT
 from tt_jax.nn.layers import wide
 from tt_jax.strategies.flowmo import FlowMo
@@ -29,16 +30,11 @@ class SelfForcing:
 
     All frames are latent frames, each four frames of Wan's videos.
 
-    window: frames that attention spans, the chunk itself included, so `window - chunk` past frames
-        stay, the first `sink` of the video always among them.
-    sink: frames at the start of the video that are never evicted.
+    window, sink, relative: short for `cache=Window(window, sink, relative)`, see there.
+    cache: what is kept of the past and how it is read, a policy of `tt_jax.cache`.
     steps: nominal denoising steps of 1000, warped by the schedule's shift.
     chunk: latent frames per chunk.
     guidance: FlowMo's, of the latent while it is denoised.
-    relative: count rotary positions from the first frame of the window instead of the video's.
-        Attention only knows differences of positions, so this matters with a sink: its frames then
-        stand right before the recent ones, as in a video that is no longer than the window, where
-        absolute positions move away from them without end. Keys are cached without rotation.
 
     Raises ValueError for a window without room for the past, or a chunk that FlowMo can't guide.
     """
@@ -49,17 +45,18 @@ class SelfForcing:
     chunk: int = 3
     guidance: FlowMo | None = None
     relative: bool = False
+    cache: Policy | None = None
 
     lag: ClassVar[int] = 0  # a step finishes the chunk that it begins
 
     def __post_init__(self) -> None:
-        if self.sink < 0:
-            raise ValueError(f"sink must be at least 0, not {self.sink}.")
-        if self.window <= self.sink + self.chunk:
+        short = Window(self.window, self.sink, self.relative)
+        if self.cache is not None and short not in (Window(), self.cache):
             raise ValueError(
-                f"a window of {self.window} frames must be longer than sink plus chunk, "
-                f"{self.sink} + {self.chunk}."
+                "window, sink and relative are short for cache=Window(...): give either them or "
+                "a cache."
             )
+        self.policy.check(self.chunk)
         if self.guidance is not None and self.chunk < 3:
             raise ValueError(
                 "FlowMo compares changes from frame to frame, so it would never fire in chunks of "
@@ -67,9 +64,14 @@ class SelfForcing:
             )
 
     @property
+    def policy(self) -> Policy:
+        """What is kept of the past and how it is read."""
+        return self.cache or Window(self.window, self.sink, self.relative)
+
+    @property
     def slots(self) -> int:
         """Frames of the context."""
-        return self.window - self.chunk
+        return self.policy.slots(self.chunk)
 
     @property
     def pass_frames(self) -> int:
@@ -78,7 +80,8 @@ class SelfForcing:
 
     def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]) -> State:
         """The state before the first chunk; `grid` is the latents' height and width."""
-        return empty_state(dit, batch, grid, key, slots=self.slots, sink=self.sink)
+        state = empty_state(dit, batch, grid, key, slots=self.slots, sink=self.policy.sinks)
+        return dataclasses.replace(state, context=self.policy.start(state.context, self.chunk))
 
     def check(self, chunks: int, trim: TokenTrim, given: int) -> None:
         """Raises ValueError if a rollout of `chunks` chunks after `given` frames can't be."""
@@ -107,18 +110,13 @@ class SelfForcing:
     ) -> Float[Array, "b f h w c"]:
         """Steps `first .. stop - 1` of the schedule; returns x0."""
         size = x0.shape[1]
-        frames, positions = self._positions(state, size)
-        mask = buffer.attention_mask(valid, size * valid.shape[2])
         levels = np.array(warp(self.steps))
         sinusoids = time_sinusoid(np.repeat(levels[:, None, None], size, axis=2))
 
         def denoise(x0: Array, sigma: Array, sinusoid: Array, noise: Array, active: Array) -> Array:
             def predict(noisy: Array) -> Array:
                 recompute = remat or self.guidance is not None
-                return dit(
-                    noisy, sinusoid, text, frames, state.context.keys_values, mask,
-                    positions=positions, remat=recompute,
-                )[0]  # fmt: skip
+                return self._pass(dit, text, state, valid, noisy, sinusoid, recompute)[0]
 
             noisy = (1 - sigma) * x0 + sigma * noise
             if self.guidance is None:
@@ -146,29 +144,28 @@ class SelfForcing:
     ) -> State:
         """Appends accepted frames to the context, by one pass at noise level 0."""
         size = x0.shape[1]
-        frames, positions = self._positions(state, size)
         tokens = measure.frame_tokens(x0, dit.config.patch)
-        valid = state.context.valid
-        mask = buffer.attention_mask(valid, size * valid.shape[2])
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, size))))
-        _, kv = dit(
-            x0, sinusoid, text, frames, state.context.keys_values, mask,
-            positions=positions, rotated=not self.relative, remat=remat,
-        )  # fmt: skip
-        context = buffer.append(state.context, kv, tokens, state.frame + jnp.arange(size))
+        _, own = self._pass(dit, text, state, state.context.valid, x0, sinusoid, remat)
+        frames = state.frame + jnp.arange(size)
+        context = self.policy.accept(state.context, own, tokens, frames)
         return dataclasses.replace(state, context=context, frame=state.frame + size)
 
-    def _positions(
-        self, state: State, size: int
-    ) -> tuple[Int[Array, " f"], Int[Array, " s"] | None]:
-        """Rotary positions of the next `size` frames, and of the context's unless its keys are
-        rotated already."""
-        context = state.context
-        frames = state.frame + jnp.arange(size)
-        if not self.relative:
-            return frames, None
-        evicted = jnp.maximum(state.frame - self.slots, 0)
-        return frames - evicted, context.frame - jnp.where(context.frame < self.sink, 0, evicted)
+    def _pass(
+        self,
+        dit: DiT,
+        text: KV,
+        state: State,
+        valid: Bool[Array, "b s p"],
+        latents: Float[Array, "b f h w c"],
+        sinusoid: Float[Array, "1 f e"],
+        remat: bool,
+    ) -> tuple[Float[Array, "b f h w c"], Any]:
+        """One pass over the next frames, by what the policy shows of the past."""
+        size, patch = latents.shape[1], dit.config.patch
+        grid = (latents.shape[2] // patch, latents.shape[3] // patch)
+        past, read = self.policy.read(state.context, valid, state.frame, size, grid)
+        return dit(latents, sinusoid, text, None, past, read=read, remat=remat)
 
     def condition(
         self, dit: DiT, text: KV, state: State, initial: Float[Array, "b f h w c"]
