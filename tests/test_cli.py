@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from models import PROMPT
 from PIL import Image
 
@@ -23,7 +21,6 @@ from tt_jax import pipeline, records
 from tt_jax.cli import main as cli
 from tt_jax.cli.main import keep_programs
 from tt_jax.media.write import write_video
-from tt_jax.planning import memory
 
 # Processes find the package wherever they run.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(tt_jax.__file__).parents[1])}
@@ -289,50 +286,7 @@ sys.exit(main())
     assert listing("made") == ["video.mp4"] and frames("made/video.mp4") == 8
 
 
-# --- memory, cache ------------------------------------------------------------------------------
-
-
-def test_memory_grows_with_what_it_is_made_of(tiny_model):
-    config = tt_jax.load(tiny_model).config
-    strategy = tt_jax.SelfForcing(window=9)
-
-    def estimate(**changed):
-        settings = {"size": (32, 32), "frames": 480, "batch": 1} | changed
-        return memory.estimate(config, jnp.float32, strategy, **settings)
-
-    one = estimate()
-    pipe = tt_jax.load(tiny_model)
-    arrays = jax.tree.leaves([nnx.state(part) for part in (pipe.dit, pipe.vae)])
-    assert one.weights == sum(x.nbytes for x in arrays)
-    assert one.text == sum(x.nbytes for x in jax.tree.leaves(nnx.state(pipe.text)))
-    state = pipe.strategy().start(pipe.dit, 1, (8, 8), jax.random.key(0))
-    context = state.context
-    # Twice: the buffer that a chunk reads, and the one that it returns.
-    assert one.context == 2 * (context.k.nbytes + context.v.nbytes + context.tokens.nbytes)
-    assert estimate(batch=3).context == 3 * one.context
-    assert estimate(size=(64, 32)).context == 2 * one.context
-    assert estimate(frames=960).host > 1.9 * one.host
-    assert estimate(frames=960).device == one.device
-
-
-def test_memory_of_a_device_is_checked_apart(monkeypatch):
-    needed = memory.Memory(text=10, weights=6, context=3, transformer=2, vae=1, host=50)
-    monkeypatch.setattr(memory, "free_on_host", lambda: 55)
-    monkeypatch.setattr(memory, "free_on_device", lambda: 11)
-    memory.check(needed)
-    monkeypatch.setattr(memory, "free_on_device", lambda: 10)
-    with pytest.raises(ValueError, match="device memory"):
-        memory.check(needed)
-    # The text encoder goes before the rest comes: the larger of both counts.
-    assert dataclasses.replace(needed, text=12).device == 12
-    monkeypatch.setattr(memory, "free_on_device", lambda: None)
-    with pytest.raises(ValueError, match="main memory"):
-        memory.check(needed)
-
-
-def test_free_memory_is_sensible():
-    assert 2**26 < memory.free_on_host() < 2**50
-    assert memory.free_on_device() is None
+# --- cache -------------------------------------------------------------------------------------
 
 
 def test_compiled_programs_are_kept(tmp_path, monkeypatch):

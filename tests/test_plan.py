@@ -13,10 +13,12 @@ from tt_jax.cli import main as cli
 from tt_jax.models.configs import CONFIGS
 from tt_jax.models.dit import DiTConfig
 from tt_jax.planning import compiler, fit
-from tt_jax.planning.machines import MACHINES
+from tt_jax.planning.machines import MACHINES, machine
 from tt_jax.planning.operations import cost
+from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
+from tt_jax.trim.tokentrim import TokenTrim
 
 
 def array(*shape, dtype=np.float32):
@@ -51,9 +53,10 @@ def test_a_convolution():
     assert got.operations == 2 * (6 * 5 * 7) * (3 * 3 * 3)
 
 
-def request(device="h200", model="wan2.1-1.3b", window=21):
+def request(device="h200", model="wan2.1-1.3b", strategy=None, batch=1, frames=480):
     config = CONFIGS[model]
-    return fit.Request(config, MACHINES[device], SelfForcing(window=window), config.size, 480)
+    strategy = strategy or SelfForcing()
+    return fit.Request(config, MACHINES[device], strategy, TokenTrim(), config.size, frames, batch)
 
 
 def test_a_pass_of_the_1_3b_model_has_the_operations_that_arithmetic_says():
@@ -61,7 +64,7 @@ def test_a_pass_of_the_1_3b_model_has_the_operations_that_arithmetic_says():
     linear = 2 * t * (6 * d * d + 2 * d * f) * layers
     turning = 2 * 2 * t * d * 128 * layers  # of queries and keys, by a product
     attention = 4 * t * (s + text) * d * layers
-    transformer, decoder = fit.costs(request())
+    transformer, decoder = fit.pass_cost(request(), 3), fit.decoding_cost(request())
     assert transformer.operations == pytest.approx(linear + attention + turning, rel=2e-3)
     # Weights and context once, in bfloat16.
     weights = sum(leaf.size for leaf in shapes("dit", DiTConfig.wan_1_3b()).values())
@@ -70,6 +73,50 @@ def test_a_pass_of_the_1_3b_model_has_the_operations_that_arithmetic_says():
     # The six convolutions at full resolution are between a quarter and all of the decoder.
     full = 6 * 2 * 27 * 96 * 96 * (4 * 480 * 832)
     assert full < decoder.operations < 4 * full
+
+
+@pytest.mark.parametrize(
+    ("strategy", "passes"),
+    [
+        (SelfForcing(), [(4, 3), (1, 3)]),
+        (RollingForcing(), [(1, 15), (1, 3)]),
+        (SelfForcing(guidance=FlowMo("all")), [(7, 3), (1, 3)]),  # one of four is guided
+        (SelfForcing(guidance=FlowMo("first")), [(4, 3), (1, 3)]),
+        (RollingForcing(guidance=FlowMo("all")), [(4, 15), (1, 3)]),
+    ],
+    ids=["self", "rolling", "self-guided", "self-first", "rolling-guided"],
+)
+def test_passes_of_a_chunk(strategy, passes):
+    assert fit.passes(strategy) == passes
+
+
+# --- memory on each chip ------------------------------------------------------------------------
+
+
+def test_ten_minutes_of_the_14b_model_need_more_than_an_h100():
+    """A stream holds two states, 23 GB each; without the second, it would seem to fit."""
+    need = fit.estimate(request("h100", "wan2.1-14b", frames=9600))
+    assert need.kept == need.state == pytest.approx(23e9, rel=0.01)
+    assert need.generating - need.kept < MACHINES["h100"].memory < need.device
+    # 2,400 latent frames of 16 channels in float32, in parts and joined.
+    assert need.made == pytest.approx(2 * 2400 * 16 * 60 * 104 * 4, rel=0.02)
+    assert need.host == 2 * 9600 * 832 * 480 * 3
+
+
+def test_a_batch_is_shared_out_over_the_chips():
+    one, eight = (fit.estimate(request("v6e-8", batch=batch)) for batch in (1, 8))
+    # 12 heads: 4 chips share weights and state; of 8 chips, 2 are left to share the prompts.
+    assert request("v6e-8", batch=8).mesh == (2, 1, 4)
+    assert eight.transformer == one.transformer
+    assert eight.state == pytest.approx(4 * one.state, rel=0.01)
+
+
+def test_a_gpu_is_known_by_its_memory():
+    assert machine("24gb").memory == 24e9 and machine("24GB").peak is None
+    assert machine("a100-40").memory == 40e9
+    for name in ("0gb", "24", "abacus"):
+        with pytest.raises(ValueError, match="like 24gb"):
+            machine(name)
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -95,6 +142,15 @@ def test_a_gpu_is_estimated(capsys):
     assert rate == pytest.approx(12 / (5 * 40.4 / 989), rel=0.01)
 
 
+def test_a_preset_and_a_batch_on_a_gpu_of_which_only_the_memory_is_known(capsys):
+    model = ["--model", "shapes", "--device", "24gb", "--seconds", "3"]
+    code, out, _ = run(capsys, *model, "--preset", "rolling-forcing", "--batch", "2")
+    assert code == 0 and "rolling-forcing" in out and "2 videos" in out
+    assert "A chunk is 2 passes" in out and "frames a second" not in out
+    code, _, err = run(capsys, *model, "--preset", "rolling-forcing", "--window", "12")
+    assert code == 2 and "leave --window out" in err
+
+
 def test_what_does_not_fit_names_what_would(capsys):
     code, out, _ = run(capsys, "--model", "wan2.1-14b", "--device", "rtx4090")
     assert code == 1 and "It doesn't fit" in out
@@ -107,7 +163,7 @@ def test_a_remedy_helps_by_the_estimate():
     asked = request("v5e-1")
     scale = 1.3 * asked.machine.memory / fit.estimate(asked).generating
     window = next(one for one in fit.remedies(asked, scale) if "--window" in one).split()[1]
-    smaller = fit.estimate(request("v5e-1", window=int(window)))
+    smaller = fit.estimate(request("v5e-1", strategy=SelfForcing(window=int(window))))
     assert scale * smaller.generating <= asked.machine.memory
 
 
@@ -119,6 +175,9 @@ def test_a_remedy_helps_by_the_estimate():
         ["--device", "h100", "--window", "3"],
         ["--device", "h100", "--seconds", "0"],
         ["--device", "h100", "--model", "nowhere"],
+        ["--device", "h100", "--batch", "0"],
+        ["--device", "h100", "--preset", "rolling"],
+        ["--device", "h100", "--preset", "rolling-forcing", "--seconds", "2"],
     ],
     ids=lambda arguments: " ".join(arguments[2:] or arguments),
 )

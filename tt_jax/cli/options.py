@@ -23,7 +23,6 @@ PRESETS = (
     "self-forcing+tokentrim-no-flowmo",
 )
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "shapes")
-DEVICES = ("v5e-1", "v5e-4", "v6e-1", "v6e-8", "v5p-8", "h100", "h200", "rtx4090")
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:

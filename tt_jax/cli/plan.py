@@ -1,11 +1,13 @@
 """`tt-jax plan`: memory and roofline of a model on a machine that isn't here."""
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
-from tt_jax.cli.options import DEVICES, MODELS, size
+from tt_jax.cli.options import MODELS, PRESETS, positive, size
+from tt_jax.planning.machines import MACHINES, machine
 
 
 def add(commands: Any) -> None:
@@ -13,43 +15,57 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("plan", help="whether a model fits a machine, and how fast")
     names = ", ".join(MODELS)
     parser.add_argument("--model", default="wan2.1-1.3b", help=f"{names}, or a model's folder")
-    parser.add_argument("--device", choices=DEVICES, required=True)
+    parser.add_argument(
+        "--device", required=True, help=f"{', '.join(MACHINES)}, or the memory of a GPU, like 24gb"
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="of the video")
+    parser.add_argument("--batch", type=positive, default=1, help="videos made at once")
     parser.add_argument("--size", type=size, help="like 832x480; the model's own by default")
     parser.add_argument("--window", type=int, help="latent frames that attention spans")
+    parser.add_argument("--preset", help=f"a row of the paper's tables: {', '.join(PRESETS)}")
     parser.set_defaults(check=check)
 
 
 def check(args: argparse.Namespace) -> Callable[[], int]:
     """Checks the request; the work prints the table and, where it doesn't fit, what would help."""
+    there = machine(args.device)
+
     import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, so no accelerator is taken
 
     from tt_jax.checkpoint import find, read_config
     from tt_jax.models.configs import CONFIGS
     from tt_jax.pipeline import check_size, frame_count
     from tt_jax.planning import compiler, fit
-    from tt_jax.planning.machines import MACHINES
+    from tt_jax.strategies.presets import preset
     from tt_jax.strategies.self_forcing import SelfForcing
 
-    jax.config.update("jax_platforms", "cpu")  # nothing runs, so no accelerator is taken
     known = CONFIGS.get(args.model)
     config = read_config(find(args.model))[0] if known is None else known
     size = args.size or config.size
     check_size(config, size)
-    strategy = SelfForcing(window=args.window or config.window)
+    strategy, trim = preset(args.preset or "self-forcing+tokentrim-no-flowmo", config.window)
+    if args.window is not None:
+        if not isinstance(strategy, SelfForcing):
+            raise ValueError("Rolling Forcing has a window of its own: leave --window out.")
+        strategy = dataclasses.replace(strategy, window=args.window)
     frames = frame_count(args.seconds)
-    asked = fit.Request(config, MACHINES[args.device], strategy, size, frames)
-    if asked.machine.topology is not None:
-        compiler.devices(asked.machine)  # says what is missing
+    asked = fit.Request(config, there, strategy, trim, size, frames, args.batch)
+    strategy.check(asked.chunks, trim, 0)
+    if there.topology is not None:
+        compiler.devices(there)  # says what is missing
 
     def work() -> int:
         guess = fit.estimate(asked)
         started = time.perf_counter()
-        need = guess if asked.machine.topology is None else fit.compiled(asked, guess)
-        spent = None if asked.machine.topology is None else time.perf_counter() - started
-        print(f"{args.model} on {args.device}, {args.seconds:g} s of {size[1]}x{size[0]}")
+        need = guess if there.topology is None else fit.compiled(asked, guess)
+        spent = None if there.topology is None else time.perf_counter() - started
+        videos = "" if args.batch == 1 else f"{args.batch} videos of "
+        print(f"{args.model} on {args.device}, {videos}{args.seconds:g} s of {size[1]}x{size[0]}")
+        print(f"{args.preset or f'Self Forcing, window {strategy.slots + strategy.chunk}'}")
         print(*fit.table(asked, need, spent), sep="\n")
-        if need.most <= asked.machine.memory:
+        if need.device <= there.memory:
             return 0
         scale = need.generating / guess.generating
         settings = " or ".join(fit.remedies(asked, scale)) or "a smaller model"

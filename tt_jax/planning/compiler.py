@@ -1,6 +1,7 @@
 """The TPU's compiler without a TPU: programs compiled ahead of time for a named machine."""
 
 import os
+from importlib import metadata
 from typing import NamedTuple
 
 import jax
@@ -13,19 +14,36 @@ from tt_jax.checkpoint import abstract
 from tt_jax.models.dit import DiTConfig
 from tt_jax.planning.machines import Machine
 from tt_jax.sharding import make_mesh
+from tt_jax.trim.tokentrim import TokenTrim
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of a rollout: bytes on each chip."""
+    """What the compiler says of a rollout: bytes on each chip.
 
-    arguments: int  # weights, text, and the state with its K/V buffer
-    outputs: int  # latents and records; the next state takes the memory of the one before
+    Attributes:
+        arguments: weights, text, and the state with its K/V buffer.
+        outputs: latents and records; the next state takes the memory of the one before.
+        temporaries: all that lives within the program.
+    """
+
+    arguments: int
+    outputs: int
     temporaries: int
 
 
 # The rule: see `sharding.make_mesh`.
 def devices(machine: Machine) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
-    """The machine's chips, for the compiler alone. Raises ValueError without it, or for a GPU."""
+    """The machine's chips, for the compiler alone.
+
+    Args:
+        machine: a TPU.
+
+    Returns:
+        As many abstract devices as it has chips.
+
+    Raises:
+        ValueError: the compiler isn't installed, or the machine is no TPU.
+    """
     from jax.experimental import topologies
 
     # Else the library looks for a TPU's host, over the network, and complains.
@@ -51,17 +69,33 @@ def compile_rollout(
     *,
     chunks: int,
     grid: tuple[int, int],
+    batch: int = 1,
+    trim: TokenTrim | None = None,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> Compiled:
-    """Compiles the rollout of one prompt, with TokenTrim, for the mesh's devices.
+    """Compiles a rollout for the mesh's devices.
 
-    grid: height and width of the latents. Raises jax.errors.JaxRuntimeError when the compiler
-    refuses, for want of memory for one.
+    Args:
+        config: of the transformer.
+        strategy: how chunks are made.
+        mesh: of `mesh_of`.
+        chunks: number of chunks.
+        grid: height and width of the latents.
+        batch: videos made at once.
+        trim: `TokenTrim()` if not given.
+        dtype: of weights and K/V buffer.
+
+    Returns:
+        Bytes on each chip.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the compiler refuses, for want of memory for one.
     """
-    text = jax.ShapeDtypeStruct((1, config.text_len, config.text_dim), dtype)
+    text = jax.ShapeDtypeStruct((batch, config.text_len, config.text_dim), dtype)
     lowered = lower(
-        abstract("dit", config, dtype), text, chunks=chunks, grid=grid, strategy=strategy, mesh=mesh
-    )
+        abstract("dit", config, dtype), text, chunks=chunks, grid=grid, strategy=strategy,
+        trim=trim, mesh=mesh,
+    )  # fmt: skip
     with jax.set_mesh(mesh):
         memory = lowered.compile().memory_analysis()
     assert memory is not None  # a TPU's compiler knows
@@ -72,6 +106,23 @@ def compile_rollout(
     )
 
 
-def mesh_of(machine: Machine, heads: int) -> Mesh:
-    """All chips of the machine as `make_mesh` arranges them. Raises ValueError like `devices`."""
-    return make_mesh(heads, devices=devices(machine))
+def mesh_of(machine: Machine, heads: int, batch: int = 1) -> Mesh:
+    """All chips of the machine as `make_mesh` arranges them.
+
+    Args:
+        machine: a TPU.
+        heads: of the transformer.
+        batch: videos made at once.
+
+    Returns:
+        The mesh.
+
+    Raises:
+        ValueError: like `devices`.
+    """
+    return make_mesh(heads, batch, devices=devices(machine))
+
+
+def version() -> str:
+    """The compiler's version."""
+    return f"libtpu {metadata.version('libtpu')}"

@@ -3,34 +3,72 @@
 import dataclasses
 import math
 import os
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import DTypeLike
 
 from tt_jax._rollout import Strategy
-from tt_jax.checkpoint import PARTS, abstract
+from tt_jax.checkpoint import PARTS, abstract, shapes
 from tt_jax.models.configs import ModelConfig
+from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.nn.dot_product import LOGIT_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes that a streamed run needs, by what for; an estimate. The prompt is encoded first."""
+    """Bytes that a streamed run needs, by what for; an estimate from shapes.
 
-    text: int  # weights of the text encoder
-    weights: int  # of transformer and VAE, which follow it
-    context: int  # the K/V buffer: the one that a chunk reads, and the next
-    transformer: int  # activations of one pass
-    vae: int  # activations and cache of one decoding step
-    host: int  # frames and latents of the finished video, on the host's side
+    The prompt is encoded first, and the text encoder gone before the rest is loaded. A chunk is
+    made and then decoded, never both at once.
+
+    Attributes:
+        text: weights of the text encoder.
+        transformer: its weights.
+        vae: weights of the VAE.
+        state: one state of the rollout, with its K/V buffer.
+        kept: the second state: a stream gives one away with each chunk, to continue from, and makes
+            the next one beside it.
+        made: latents and records of all chunks, as parts and then joined.
+        denoising: activations of one pass of the transformer.
+        decoding: activations and cache of one step of the VAE.
+        host: frames of the finished video in main memory, chunk by chunk and then joined.
+    """
+
+    text: int
+    transformer: int
+    vae: int
+    state: int
+    kept: int
+    made: int
+    denoising: int
+    decoding: int
+    host: int
+
+    @property
+    def generating(self) -> int:
+        """What the device must hold at once while chunks are made."""
+        held = self.transformer + self.vae + self.state + self.kept + self.made
+        return held + max(self.denoising, self.decoding)
 
     @property
     def device(self) -> int:
         """What the device must hold at once."""
-        return max(self.text, self.weights + self.context + max(self.transformer, self.vae))
+        return max(self.text, self.generating)
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays of a pytree, which may be abstract."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@lru_cache(maxsize=4)
+def _transformer(config: DiTConfig, dtype: np.dtype) -> DiT:
+    """An abstract transformer, which takes a second to make."""
+    return abstract("dit", config, dtype)
 
 
 def estimate(
@@ -42,40 +80,55 @@ def estimate(
     frames: int,
     batch: int,
 ) -> Memory:
-    """Memory of a run of `frames` frames of `size` (height, width) pixels each."""
+    """Memory of a run, from shapes alone.
+
+    Args:
+        config: sizes of the model.
+        dtype: of the weights and the K/V buffer.
+        strategy: how chunks are made.
+        size: height and width of the video in pixels.
+        frames: of the video.
+        batch: videos made at once.
+
+    Returns:
+        Bytes of the whole batch, on one device.
+    """
     wide, kind = 4, np.dtype(dtype).itemsize
     dit, vae = config.dit, config.vae
     height, width = size
-    latent = (height // vae.spatial_stride) * (width // vae.spatial_stride)
+    grid = (height // vae.spatial_stride, width // vae.spatial_stride)
+    latent = grid[0] * grid[1]
     tokens = latent // dit.patch**2
     own, past = strategy.pass_frames * tokens, strategy.slots * tokens
     weights = {
-        part: kind
-        * sum(
-            math.prod(leaf.shape)
-            for leaf in jax.tree.leaves(nnx.state(abstract(part, getattr(config, part), dtype)))
-        )
+        part: kind * sum(leaf.size for leaf in shapes(part, getattr(config, part)).values())
         for part in PARTS
     }
-    keys_values = 2 * dit.layers * past * dit.dim * kind + past * dit.patch**2 * dit.channels * wide
+    transformer = _transformer(dit, np.dtype(dtype))
+    state = nbytes(
+        jax.eval_shape(lambda: strategy.start(transformer, batch, grid, jax.random.key(0)))
+    )
     # One layer: its keys and values joined, logits and weights, a few of its own width, the
     # feed-forward's hidden one; and the keys and values of every layer, to be appended.
     logits = 2 * min(LOGIT_BYTES, wide * batch * dit.heads * own * (past + own))
     per_token = 8 * dit.dim * wide + 2 * dit.ffn_dim * wide + 2 * dit.layers * dit.dim * kind
-    transformer = logits + batch * (2 * (past + own) * dit.dim * kind + own * per_token)
+    denoising = logits + batch * (2 * (past + own) * dit.dim * kind + own * per_token)
     if strategy.guidance is not None:  # its backward pass, and every layer's input
-        transformer = 2 * transformer + batch * own * dit.layers * dit.dim * kind
+        denoising = 2 * denoising + batch * own * dit.layers * dit.dim * kind
     # The last level, at full resolution: about eight of its arrays at once, the cache included.
-    vae_step = 8 * vae.temporal_stride * height * width * vae.dim * vae.dim_mult[0] * kind
-    video = frames * height * width * 3
-    latents = math.ceil(frames / vae.temporal_stride) * latent * dit.channels * wide
+    decoding = 8 * vae.temporal_stride * height * width * vae.dim * vae.dim_mult[0] * kind
+    chunks = math.ceil(frames / vae.temporal_stride / strategy.chunk)
+    made = chunks * (strategy.chunk * latent * dit.channels + 2 * tokens) * wide
     return Memory(
         text=weights["text"],
-        weights=weights["dit"] + weights["vae"],
-        context=2 * batch * keys_values,
-        transformer=transformer,
-        vae=batch * vae_step,
-        host=2 * batch * (video + latents),  # chunk by chunk, then joined
+        transformer=weights["dit"],
+        vae=weights["vae"],
+        state=state,
+        kept=state,
+        made=2 * batch * made,
+        denoising=denoising,
+        decoding=batch * decoding,
+        host=2 * batch * frames * height * width * 3,
     )
 
 
@@ -96,7 +149,11 @@ def free_on_device() -> int | None:
 
 
 def check(memory: Memory) -> None:
-    """Raises ValueError, in one sentence, when the run needs more memory than there is."""
+    """Compares what a run needs with what is free on this machine.
+
+    Raises:
+        ValueError: there is less; in one sentence.
+    """
     device, host = free_on_device(), free_on_host()
     needs = [("main memory", memory.host + memory.device, host)]
     if device is not None:

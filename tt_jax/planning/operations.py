@@ -9,17 +9,28 @@ import jax
 
 
 class Cost(NamedTuple):
-    """Floating-point operations of all matrix products and convolutions, a multiplication and an
-    addition being two; and bytes of what goes in and comes out, each once."""
+    """What a program does at least.
+
+    Attributes:
+        operations: of floating point, in all matrix products and convolutions; a multiplication and
+            an addition are two.
+        bytes: of what goes in and comes out, each once.
+    """
 
     operations: int
     bytes: int
 
 
 def cost(function: Callable, *args: Any) -> Cost:
-    """The cost of `function(*args)`; arguments may be abstract (`jax.ShapeDtypeStruct`).
+    """The cost of `function(*args)`.
 
-    Loops count as often as they run (a `while` once), of a conditional its dearest branch.
+    Args:
+        function: of arrays; it is traced and not run.
+        args: pytrees of arrays, which may be abstract (`jax.ShapeDtypeStruct`).
+
+    Returns:
+        Operations and bytes. Loops count as often as they run (a `while` once), of a conditional
+        its dearest branch.
     """
     program = jax.make_jaxpr(function)(*args).jaxpr
     ends = [*program.invars, *program.outvars]
