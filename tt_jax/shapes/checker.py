@@ -397,7 +397,7 @@ def _describe(seen, slot):
 
 
 def _size(radius):
-    return min(SIZES, key=lambda name: abs(np.log(np.sqrt(np.prod(SIZES[name])) / radius)))
+    return min(SIZES, key=lambda name: abs(np.log(SIZES[name] / radius)))
 
 
 def _step(centre):
@@ -425,7 +425,7 @@ def errors(
     """How far each whole second is from what a caption says; NaN where there is nothing to measure.
 
     `colour`, `background`: distance of RGB in [0, 1], mean over objects and frames. `lost`: share
-    of objects that are missing, `shape`: that are seen in another shape. `size`: octaves beyond the
+    of objects that are missing, `shape`: that are seen in another shape. `size`: octaves from the
     stated size. `count`: objects too many or too few. `motion`: difference of speed in pixels a
     frame; bouncing, which turns a motion, costs nothing.
     """
@@ -456,10 +456,8 @@ def errors(
                 wrong = part.shape[clear, slot] != SHAPES.index(thing.shape)
                 curves["shape"][second, i] = wrong.mean()
             if thing.size and clear.any():
-                low, high = np.log2(SIZES[thing.size])
-                octave = np.log2(part.radius[clear, slot])
-                off = np.maximum(0, np.maximum(low - octave, octave - high))
-                curves["size"][second, i] = off.mean()
+                octaves = np.log2(part.radius[clear, slot] / SIZES[thing.size])
+                curves["size"][second, i] = np.abs(octaves).mean()
             if thing.speed or thing.direction == "still":
                 # In four frames few motions turn, and the median forgives those that do.
                 centre = part.centre[:, slot]

@@ -2,8 +2,7 @@
 
 Stages, each resumable: the VAE on rendered clips; their latents; the decoder alone on those, if it
 needs more; the text encoder on what captions say; then transformer and text encoder together, by
-flow matching. Its batches take turns: first chunks of many videos, with noise that is coupled with
-them; later chunks by block-causal teacher forcing, each denoised from its own noise level while it
+flow matching. Its batches take turns: first chunks of many videos; later chunks by block-causal teacher forcing, each denoised from its own noise level while it
 sees the clean chunks before it, through the same context path that a rollout uses; and windows of
 Rolling Forcing, whose chunks see one another at staggered levels. The settings are one dataclass;
 the log is `FOLDER/log.csv`.
@@ -23,7 +22,6 @@ from tt_jax.checkpoint import PARTS, abstract, cast, find, load_part, save_part,
 from tt_jax.models.configs import CONFIGS, ModelConfig
 from tt_jax.models.tokenizer import Tokenizer, train_sentencepiece
 from tt_jax.models.vae import VAE, VAEConfig
-from tt_jax.shapes.coupling import couple
 from tt_jax.shapes.losses import teacher_forcing_loss, window_loss
 from tt_jax.shapes.optimise import Log, Params, optimizer, run_stage, schedule
 from tt_jax.shapes.reading import answers, questions, reading_loss
@@ -46,8 +44,6 @@ STAGGERED = np.array(
 STAGGERED_ODDS = np.array([0.08, 0.08, 0.06, 0.06, 0.08, 0.08, 0.44, 0.03, 0.03, 0.03, 0.03])
 # Whose turn it is, step by step.
 TURNS = ("first", "window", "first", "later", "first", "window", "first", "first")
-# From this level on a first chunk is next to pure noise, which then decides where things are.
-COUPLED = 0.93
 CLIPS, OPENINGS = 3, 6  # random streams
 
 
@@ -325,18 +321,12 @@ def train_dit(
         size = rng.uniform(0, recipe.wobble, (len(latents), 1, 1, 1, 1)).astype(np.float32)
         return latents + size * rng.standard_normal(latents.shape, np.float32)
 
-    def opening(rng: np.random.Generator, stream: int, row: int, noise: np.ndarray) -> np.ndarray:
-        """Noise of a video's first chunk, coupled with it."""
-        return couple(rng, noise, scene_of(recipe, stream, int(row)), config.dit.patch)
-
     def first_batch(rng: np.random.Generator) -> tuple:
         """First chunks of videos: without context, which nothing else is."""
         rows = rng.integers(0, len(openings), recipe.first_batch)
         latents = openings[rows].astype(np.float32)
         sigma = rng.choice(LEVELS, (len(rows), 1), p=LEVEL_ODDS)
         noise = rng.standard_normal(latents.shape, np.float32)
-        for i in np.flatnonzero(sigma > COUPLED):
-            noise[i] = opening(rng, OPENINGS, rows[i], noise[i])
         return (
             None, latents, noise, sigma, weight_of(latents)[:, None], time_sinusoid(sigma),
             np.ones((1, 1, 1), bool), *opening_captions.draw(rng, rows),
@@ -372,9 +362,6 @@ def train_dit(
             latents.append(clips[row, frames])
         latents = np.stack(latents).astype(np.float32)
         noise = rng.standard_normal(latents.shape, np.float32)
-        for i in np.flatnonzero(np.isnan(sigma[:, 1]) & (sigma[:, 2] > COUPLED)):
-            begun = slice(2 * chunk, 3 * chunk)
-            noise[i, begun] = opening(rng, CLIPS, rows[i], noise[i, begun])
         clean, there = sigma == 0, ~np.isnan(sigma)
         # Clean chunks are context: they see no others than clean ones, none after themselves.
         causal = np.tril(np.ones((sigma.shape[1],) * 2, bool))

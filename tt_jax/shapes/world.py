@@ -7,6 +7,7 @@ half-integers, times frames (16 a second).
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,20 +37,26 @@ BACKGROUNDS = {
 STRIPED = tuple(name for name, tones in BACKGROUNDS.items() if len(tones) == 2)
 STRIPE = 8.0  # width of one stripe; stripes are vertical
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": (6.0, 7.5), "medium": (11.0, 13.0), "large": (22.0, 24.0)}  # range of radii
-SPEEDS = {"slow": 0.375, "medium": 0.75, "fast": 1.5}  # pixels a frame
-DIRECTIONS = {
+SIZES = {"small": 9.0, "medium": 14.0, "large": 21.0}  # radii
+SPEEDS = {"slow": 0.5, "fast": 1.0}  # pixels a frame
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+# Where an object begins: column and row of a 3 x 3 grid, whose pitch is the size's.
+PLACES = {
+    "upper left": (-1, -1),
+    "top": (0, -1),
+    "upper right": (1, -1),
     "left": (-1, 0),
+    "centre": (0, 0),
     "right": (1, 0),
-    "up": (0, -1),
-    "down": (0, 1),
-    "up left": (-1, -1),
-    "up right": (1, -1),
-    "down left": (-1, 1),
-    "down right": (1, 1),
+    "lower left": (-1, 1),
+    "bottom": (0, 1),
+    "lower right": (1, 1),
 }
+PITCH = {"small": 19.0, "medium": 15.0, "large": 9.0}  # pixels
+JITTER = 0.5  # pixels by which an object is off its place along an axis, at most
 PAN_SPEED = 0.5  # pixels a frame that the ground slides against the camera's motion
-STEADY = 24  # frames for which a moving object keeps its first direction, at least
+STEADY = 16  # frames for which a moving object keeps its first direction, at least
+UNNAMED = 1 / 3  # share of captions that leave the places out
 # How often each regime is drawn when none is asked for.
 REGIMES = {"small_moving": 0.3, "medium": 0.25, "large_slow": 0.25, "panning": 0.2}
 
@@ -59,6 +66,7 @@ class Object:
     """One shape; `radius` is half of its extent, `x, y` its centre at frame 0, on the screen.
 
     `direction` and `speed` are keys of `DIRECTIONS` and `SPEEDS`, both None if it stands still.
+    `place` is the key of `PLACES` that a caption names, None if it leaves that out.
     """
 
     shape: str
@@ -69,6 +77,7 @@ class Object:
     y: float
     direction: str | None = None
     speed: str | None = None
+    place: str | None = None
 
     @property
     def velocity(self) -> tuple[float, float]:
@@ -81,13 +90,12 @@ class Scene:
     """One or two objects, the first in front; `pan` is the camera's direction, or None.
 
     Objects are followed by a panning camera: their motion is on the screen, while the ground
-    slides past. `phase` in [0, 1) places the stripes.
+    slides past.
     """
 
     objects: tuple[Object, ...]
     background: str
     pan: str | None = None
-    phase: float = 0.0
     regime: str = ""
 
 
@@ -100,6 +108,7 @@ class ObjectFacts:
     size: str | None
     direction: str | None
     speed: str | None
+    place: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,16 +125,20 @@ def velocity(direction: str | None, speed: str | None) -> tuple[float, float]:
     if direction is None or speed is None:
         return 0.0, 0.0
     dx, dy = DIRECTIONS[direction]
-    scale = SPEEDS[speed] / math.hypot(dx, dy)
-    return dx * scale, dy * scale
+    return dx * SPEEDS[speed], dy * SPEEDS[speed]
 
 
-def reach(
-    radius: float, direction: str | None, speed: str | None
-) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
-    """Least and greatest (x, y) of a first centre whose motion doesn't turn for `STEADY` frames."""
-    run = STEADY * np.array(velocity(direction, speed))
-    return radius - np.minimum(run, 0), SIDE - radius - np.maximum(run, 0)
+def centre(place: str, size: str) -> tuple[float, float]:
+    """(x, y) of the centre of an object of this size at a place."""
+    column, row = PLACES[place]
+    return SIDE / 2 + PITCH[size] * column, SIDE / 2 + PITCH[size] * row
+
+
+def has_room(place: str, size: str, direction: str | None, speed: str | None) -> bool:
+    """Whether the motion of an object that begins at a place doesn't turn for `STEADY` frames."""
+    end = np.array(centre(place, size)) + STEADY * np.array(velocity(direction, speed))
+    least = SIZES[size] + JITTER
+    return bool(np.all((least <= end) & (end <= SIDE - least)))
 
 
 def positions(thing: Object, frames: int, start: int = 0) -> Float[np.ndarray, "t 2"]:
@@ -158,19 +171,19 @@ def distance(
 
 def render(scene: Scene, frames: int, start: int = 0) -> UInt8[np.ndarray, "t 64 64 3"]:
     """Frames `start` to `start + frames - 1` of a scene, anti-aliased, RGB in [0, 255]."""
-    centre = np.arange(SIDE, dtype=np.float32) + 0.5
+    grid = np.arange(SIDE, dtype=np.float32) + 0.5
     image = np.empty((frames, SIDE, SIDE, 3), np.float32)
-    image[:] = _ground(scene, frames, start, centre)
+    image[:] = _ground(scene, frames, start, grid)
     for thing in reversed(scene.objects):
         at = positions(thing, frames, start).astype(np.float32)
-        x = centre - at[:, 0, None, None]
-        y = centre[:, None] - at[:, 1, None, None]
+        x = grid - at[:, 0, None, None]
+        y = grid[:, None] - at[:, 1, None, None]
         cover = np.clip(0.5 - distance(thing.shape, thing.radius, x, y), 0, 1)[..., None]
         image += cover * (np.array(COLOURS[thing.colour], np.float32) - image)
     return (image + 0.5).astype(np.uint8)
 
 
-def _ground(scene, frames, start, centre):
+def _ground(scene, frames, start, grid):
     """The background, [t, 1, 64, 3], or [3] where it is plain."""
     tones = np.array(BACKGROUNDS[scene.background], np.float32)
     if len(tones) == 1:
@@ -178,7 +191,7 @@ def _ground(scene, frames, start, centre):
     # The ground slides against the camera. float64: exact at any frame index.
     slide = {None: 0.0, "left": -PAN_SPEED, "right": PAN_SPEED}[scene.pan]
     time = np.arange(start, start + frames, dtype=np.float64)[:, None]
-    along = (centre + slide * time + 2 * STRIPE * scene.phase) % (2 * STRIPE)
+    along = (grid + slide * time) % (2 * STRIPE)
     inside = np.abs(along - STRIPE) - STRIPE / 2  # signed distance to the stripe of the second tone
     cover = np.clip(0.5 - inside, 0, 1).astype(np.float32)[:, None, :, None]
     return tones[0] + cover * (tones[1] - tones[0])
@@ -189,15 +202,15 @@ def sample_scene(rng: np.random.Generator, regime: str | None = None) -> Scene:
     if regime is None:
         regime = str(rng.choice(list(REGIMES), p=list(REGIMES.values())))
     sizes, speeds, still = {
-        "small_moving": (("small",), ("slow", "medium", "fast"), 0.0),
-        "medium": (("medium", "small"), ("slow", "medium", "fast"), 0.25),
+        "small_moving": (("small",), ("slow", "fast"), 0.0),
+        "medium": (("medium", "small"), ("slow", "fast"), 0.25),
         "large_slow": (("large",), ("slow",), 0.25),
-        "panning": (("small", "medium", "large"), ("slow", "medium"), 0.5),
+        "panning": (("small", "medium", "large"), ("slow",), 0.5),
     }[regime]
     background = _pick(rng, STRIPED if regime == "panning" else BACKGROUNDS)
     pan = _pick(rng, ("left", "right")) if regime == "panning" else None
     size = "medium" if regime == "medium" else _pick(rng, sizes)
-    motion = _motion(rng, size, speeds, still)
+    motion = _motion(rng, speeds, still)
     first = (_pick(rng, SHAPES), _pick(rng, COLOURS), size, *motion)
     kinds = [first]
     if rng.random() < 0.35:
@@ -208,10 +221,10 @@ def sample_scene(rng: np.random.Generator, regime: str | None = None) -> Scene:
         if rng.random() < 0.5 or (motion[0] is None and rng.random() < 0.5):
             other = motion
         else:
-            other = (None, None) if motion[0] else _motion(rng, second, speeds, 0.0)
+            other = (None, None) if motion[0] else _motion(rng, speeds, 0.0)
         kinds.append((_pick(rng, SHAPES), colour, second, *other))
     kinds.sort(key=lambda kind: list(SIZES).index(kind[2]))  # the smaller in front
-    return Scene(_place(rng, kinds), background, pan, float(rng.random()), regime)
+    return Scene(_place(rng, kinds), background, pan, regime)
 
 
 def _pick(rng, names):
@@ -219,23 +232,39 @@ def _pick(rng, names):
     return names[rng.integers(len(names))]
 
 
-def _motion(rng, size, speeds, still):
-    """A direction and a speed that an object of this size can keep for `STEADY` frames."""
-    if rng.random() < still:
-        return None, None
-    room = SIDE - 2 * SIZES[size][1]
-    return _pick(rng, DIRECTIONS), _pick(rng, [s for s in speeds if SPEEDS[s] * STEADY <= room])
+def _motion(rng, speeds, still):
+    """A direction and a speed, or none."""
+    return (None, None) if rng.random() < still else (_pick(rng, DIRECTIONS), _pick(rng, speeds))
+
+
+def unnamed_places(kinds: Sequence[tuple[str, str | None]]) -> list[str]:
+    """Where one or two objects, by size and direction, begin if their caption doesn't say it.
+
+    That is the centre, along a motion the side from which it has room. Two objects share the frame
+    along the other axis: the first is the left one, beside horizontal motion the upper one.
+    """
+    steps = [DIRECTIONS.get(direction or "", (0, 0)) for _, direction in kinds]
+    grid = [[-dx, -dy] for dx, dy in steps]
+    if len(kinds) == 2:
+        axis = 1 if any(dx for dx, _ in steps) else 0
+        grid[0][axis], grid[1][axis] = -1, 1
+    return [next(name for name, at in PLACES.items() if at == tuple(cell)) for cell in grid]
 
 
 def _place(rng, kinds):
-    """Radii and first positions, apart from one another for most of the first three seconds."""
+    """Objects at their places, apart from one another for most of the first three seconds."""
+    named = rng.random() >= UNNAMED
     best, least = (), math.inf
-    for _ in range(40):
+    for _ in range(40 if named else 1):
+        if named:
+            places = [_pick(rng, [p for p in PLACES if has_room(p, *kind[2:])]) for kind in kinds]
+        else:
+            places = unnamed_places([(size, way) for *_, size, way, _ in kinds])
         things = []
-        for shape, colour, size, direction, speed in kinds:
-            radius = float(rng.uniform(*SIZES[size]))
-            x, y = (float(v) for v in rng.uniform(*reach(radius, direction, speed)))
-            things.append(Object(shape, colour, size, radius, x, y, direction, speed))
+        for place, (shape, colour, size, direction, speed) in zip(places, kinds, strict=True):
+            x, y = (float(v + rng.uniform(-JITTER, JITTER)) for v in centre(place, size))
+            said = place if named else None
+            things.append(Object(shape, colour, size, SIZES[size], x, y, direction, speed, said))
         if len(things) == 1:
             return tuple(things)
         span = things[0].radius + things[1].radius + 1
@@ -257,16 +286,26 @@ _SIZE_WORDS = {
 }
 _SPEED_WORDS = {
     "slow": ("slowly", "gently"),
-    "medium": ("steadily", "evenly"),
     "fast": ("fast", "quickly"),
 }
 _VERBS = ("moving", "going", "gliding")
 _STILL = ("standing still", "at rest", "not moving")
+_PLACE_WORDS = {
+    "upper left": ("in the upper left", "at the top left"),
+    "top": ("at the top", "near the top"),
+    "upper right": ("in the upper right", "at the top right"),
+    "left": ("on the left", "at the left"),
+    "centre": ("in the centre", "in the center", "in the middle"),
+    "right": ("on the right", "at the right"),
+    "lower left": ("in the lower left", "at the bottom left"),
+    "bottom": ("at the bottom", "near the bottom"),
+    "lower right": ("in the lower right", "at the bottom right"),
+}
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """Say what a scene shows, in lower case, with phrasings drawn by `rng`."""
-    nouns = [f"a {_pick(rng, _SIZE_WORDS[o.size])} {o.colour} {o.shape}" for o in scene.objects]
+    nouns = [_noun(rng, thing) for thing in scene.objects]
     moves = [_move(rng, o) for o in scene.objects]
     if len(nouns) == 1:
         subject = f"{nouns[0]} {moves[0]}"
@@ -289,17 +328,16 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return text + _pick(rng, camera)
 
 
+def _noun(rng, thing):
+    place = f" {_pick(rng, _PLACE_WORDS[thing.place])}" if thing.place else ""
+    return f"a {_pick(rng, _SIZE_WORDS[thing.size])} {thing.colour} {thing.shape}{place}"
+
+
 def _move(rng, thing):
     if thing.direction is None:
         return _pick(rng, _STILL)
-    if " " in thing.direction:
-        other = thing.direction.replace(" ", " and ")
-    else:
-        other = (
-            f"{thing.direction}ward"
-            if thing.direction in ("up", "down")
-            else (f"to the {thing.direction}")
-        )
+    vertical = thing.direction in ("up", "down")
+    other = f"{thing.direction}ward" if vertical else f"to the {thing.direction}"
     where = _pick(rng, (thing.direction, other))
     pace = _pick(rng, _SPEED_WORDS[thing.speed])
     return f"{_pick(rng, _VERBS)} " + _pick(rng, (f"{where} {pace}", f"{pace} {where}"))
@@ -309,7 +347,7 @@ def facts(scene: Scene) -> Facts:
     """What any caption of the scene says."""
     return Facts(
         tuple(
-            ObjectFacts(o.shape, o.colour, o.size, o.direction or "still", o.speed)
+            ObjectFacts(o.shape, o.colour, o.size, o.direction or "still", o.speed, o.place)
             for o in scene.objects
         ),
         scene.background,
@@ -322,6 +360,9 @@ _OBJECT = re.compile(
     rf"(?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})\b"
 )
 _GROUND = re.compile(rf"\b(?:on|over) (?:a )?(?:plain )?({'|'.join(BACKGROUNDS)})\b")
+# Longest first: "at the top left" is not "at the top".
+_PLACE_PHRASES = sorted((w for words in _PLACE_WORDS.values() for w in words), key=len)[::-1]
+_PLACE = re.compile(rf"\b({'|'.join(_PLACE_PHRASES)})\b")
 _CAMERA = re.compile(r"\bcamera (?:pans|panning) (left|right)\b|\bfixed camera\b")
 
 
@@ -336,14 +377,20 @@ def parse(text: str) -> Facts:
         raise ValueError(f"no shape in {text!r}: name one of {', '.join(SHAPES)}")
     ends = [match.start() for match in found[1:]] + [len(text)]
     tails = [text[match.end() : end] for match, end in zip(found, ends, strict=True)]
-    if " both " in tails[-1]:
-        tails = [tails[-1]] * len(tails)
+    places = [_PLACE.search(tail) for tail in tails]
+    moves = [_PLACE.sub("", tail) for tail in tails]
+    if " both " in moves[-1]:
+        moves = [moves[-1]] * len(moves)
     return Facts(
         tuple(
             ObjectFacts(
-                match[3], match[2], match[1] and _key(_SIZE_WORDS, match[1]), *_read_move(tail)
+                match[3],
+                match[2],
+                match[1] and _key(_SIZE_WORDS, match[1]),
+                *_read_move(move),
+                place and next(p for p, words in _PLACE_WORDS.items() if place[1] in words),
             )
-            for match, tail in zip(found, tails, strict=True)
+            for match, move, place in zip(found, moves, places, strict=True)
         ),
         ground and ground[1],
         (camera[1] or "fixed") if camera else None,
@@ -361,10 +408,8 @@ def _read_move(tail):
     """Direction and speed in the words that follow an object."""
     if any(phrase in tail for phrase in _STILL):
         return "still", None
-    vertical = re.search(r"\b(up|down)(?:ward)?\b", tail)
-    sideways = re.search(r"\b(left|right)\b", tail)
-    where = " ".join(match[1] for match in (vertical, sideways) if match)
-    return where or None, _key(_SPEED_WORDS, tail)
+    where = re.search(r"\b(left|right|up|down)(?:ward)?\b", tail)
+    return where and where[1], _key(_SPEED_WORDS, tail)
 
 
 def evaluation_prompts(n: int = 256, seed: int = 2024) -> list[tuple[str, Scene]]:
