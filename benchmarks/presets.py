@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     triggers = dict.fromkeys(NAMES, 0)
 
     def once(name: str, seed: int) -> float:
-        strategy, trim = preset(name, pipe.config.window)
+        strategy, trim = preset(name, pipe.config.rollout)
         started = time.perf_counter()
         out = tt_jax.rollout(
             pipe.dit, text, jax.random.key(seed), chunks=options.chunks, grid=grid,

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from tt_jax.checkpoint import PARTS, abstract, save_part, write_config
-from tt_jax.models.configs import ModelConfig
+from tt_jax.models.configs import ModelConfig, RolloutConfig
 from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.text import TextConfig
 from tt_jax.models.tokenizer import train_sentencepiece
@@ -20,7 +20,7 @@ PROMPT = "a small red circle moving to the right slowly on a white background"
 
 # 32x32 pixels, 4x4 tokens a frame; 4 frames to a latent frame.
 TINY = ModelConfig(
-    DiTConfig(dim=48, ffn_dim=64, layers=2, heads=2, channels=4, text_dim=16, text_len=24),
+    DiTConfig(dim=48, ffn_dim=64, layers=2, heads=2, channels=4, text_dim=16, text_len=40),
     VAEConfig(
         dim=4,
         latent_channels=4,
@@ -30,9 +30,9 @@ TINY = ModelConfig(
         mean=(0.0,) * 4,
         std=(1.0,) * 4,
     ),
-    TextConfig(vocab=512, dim=16, attention_dim=16, ffn_dim=32, heads=2, layers=1, text_len=24),
+    TextConfig(vocab=512, dim=16, attention_dim=16, ffn_dim=32, heads=2, layers=1, text_len=40),
     size=(32, 32),
-    window=9,
+    rollout=RolloutConfig(window=9),
 )
 
 

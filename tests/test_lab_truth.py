@@ -6,9 +6,9 @@ from tt_jax.shapes.checker import measure
 from tt_jax.shapes.world import Object, Scene, render
 
 SECONDS = 3
-CIRCLE = Object("circle", "red", "medium", 12.0, 20.0, 32.0, "right", "medium")
+CIRCLE = Object("circle", "red", "medium", 14.0, 18.0, 32.0, "right", "slow")
 SCENE = Scene((CIRCLE,), "white")
-PROMPT = "a medium red circle moving right steadily on a white background"
+PROMPT = "a medium red circle moving right slowly on a white background"
 
 
 def curves(video, prompt=PROMPT):
@@ -42,10 +42,10 @@ def test_a_right_video_has_no_errors(right):
         # White to gray: 117 in each of three colours.
         ("background_error", Scene((CIRCLE,), "gray"), 117 / 255 * 3**0.5),
         ("shape_error", still(shape="square"), 1.0),
-        ("size_error", still(radius=26.0, size="large"), 1.0),  # an octave above 13
+        ("size_error", still(radius=28.0, size="large"), 1.0),  # an octave above 14
         ("count_error", Scene((), "white"), 1.0),
         ("lost", Scene((), "white"), 1.0),
-        ("speed_error", still(), 0.75),
+        ("speed_error", still(), 0.5),
         ("moving", still(), 0.0),
     ],
 )
@@ -66,14 +66,14 @@ def test_moving_asks_nothing_of_colour_and_of_things_at_rest(right):
     np.testing.assert_array_equal(curves(blue)["moving"], 1)
     at_rest = "a medium red circle standing still on a white background"
     assert np.isnan(curves(right, at_rest)["moving"]).all()
-    half = "a medium red circle and a small blue square both moving right steadily on a white"
+    half = "a medium red circle and a small blue square both moving right slowly on a white"
     np.testing.assert_array_equal(curves(right, half)["moving"], 0.5)
 
 
 def test_object_tokens():
     # A circle of radius 12 at (32, 32): its box is pixels 20 to 44, cells 2 to 5 of 8 pixels; of
     # the corner cells the nearest pixel corner is (24, 24), 11.3 away, so they are touched too.
-    seen = measure(render(still(x=32.0), 2))
+    seen = measure(render(still(x=32.0, radius=12.0), 2))
     expected = np.zeros((8, 8), bool)
     expected[2:6, 2:6] = True
     np.testing.assert_array_equal(truth.object_tokens(seen, slice(0, 1), (8, 8)), expected)

@@ -151,7 +151,7 @@ def test_samples_of_a_batch_differ_and_prompts_matter(pipe):
 
 def test_encoded_prompts_are_taken_as_they_are(pipe, video):
     text = pipe.encode_prompt(PROMPT)
-    assert text.shape == (1, 24, 16)
+    assert text.shape == (1, 40, 16)
     again = pipe.generate(text, seconds=4, seed=3, trim=EAGER)
     np.testing.assert_array_equal(again.frames, video.frames)
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from tt_jax import FlowMo, RollingForcing, SelfForcing, TokenTrim
+from tt_jax.models.configs import RolloutConfig
 from tt_jax.strategies import presets
 from tt_jax.strategies.presets import preset
 
@@ -47,6 +48,8 @@ def test_hosts_are_the_plain_strategies():
     assert len(presets.NAMES) == 10
 
 
-def test_the_window_is_the_models():
-    assert preset("self-forcing+flowmo", 9).strategy.window == 9
-    assert preset("rolling-forcing", 9) == preset("rolling-forcing")
+def test_levels_and_window_are_the_models():
+    model = RolloutConfig(steps=(1000, 500), shift=1.0, window=9)
+    own = preset("self-forcing+flowmo", model).strategy
+    assert (own.steps, own.shift, own.window) == ((1000, 500), 1.0, 9)
+    assert preset("rolling-forcing", model).strategy == RollingForcing(shift=1.0)

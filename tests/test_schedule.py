@@ -1,7 +1,9 @@
 """The flow-matching schedule and its sinusoids."""
 
 import numpy as np
+import pytest
 
+from tt_jax import RollingForcing, SelfForcing
 from tt_jax.strategies.schedule import sigmas, time_sinusoid, warp
 
 
@@ -14,6 +16,17 @@ def test_levels_of_the_published_schedules():
         [1000, 952.38104, 882.35291, 769.23077, 555.55556],
         rtol=1e-7,
     )
+
+
+def test_the_shift_is_the_models():
+    steps = (1000, 750, 500, 250)
+    np.testing.assert_allclose(warp(steps, 1.0), [1, 0.75, 0.5, 0.25], rtol=1e-6)
+    assert warp(steps, None) == (1, 0.75, 0.5, 0.25)
+    np.testing.assert_allclose(warp((500,), 3.0), [0.75], rtol=1e-6)
+    for strategy in (SelfForcing, RollingForcing):
+        assert strategy().shift == 5.0
+        with pytest.raises(ValueError, match="shift must be above 0"):
+            strategy(shift=0.0)
 
 
 def test_sigmas_fall_from_one_to_zero():

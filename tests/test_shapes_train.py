@@ -7,12 +7,11 @@ from models import random_dit
 
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.nn.rope import rotate, rotation
-from tt_jax.shapes.coupling import couple
 from tt_jax.shapes.losses import teacher_forcing_loss, window_loss
 from tt_jax.shapes.optimise import Log, optimizer, run_stage, schedule
 from tt_jax.shapes.reading import ANSWERS, answers, questions, reading_loss
 from tt_jax.shapes.train import LEVEL_ODDS, STAGGERED, STAGGERED_ODDS
-from tt_jax.shapes.world import Object, Scene, sample_scene
+from tt_jax.shapes.world import Object, Scene
 from tt_jax.strategies.schedule import time_sinusoid
 
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
@@ -83,34 +82,6 @@ def test_windows_of_rolling_forcing():
     full = STAGGERED[STAGGERED_ODDS.argmax()]
     assert (full[:2] == 0).all() and full[2] > 0.5 and full[-1] == 1
     assert (np.diff(full[1:]) > 0).all()
-
-
-def test_coupled_noise_says_where_things_are():
-    rng = np.random.default_rng(0)
-    things = (Object("circle", "red", "small", 6.75, 20.0, 43.5),)
-    noise = rng.standard_normal((3, 16, 16, 8), np.float32)
-    coupled = couple(rng, noise, Scene(things, "white"), 2)
-    # (20, 43.5) pixels are in token (2, 5) of 8 pixels: half of it across, 0.4375 of it down.
-    token = coupled[0, 10:12, 4:6]
-    sums = coupled[0, ..., 0].reshape(8, 2, 8, 2).sum(axis=(1, 3))
-    assert np.unravel_index(sums.argmax(), sums.shape) == (5, 2)
-    expected = {2: -0.1573, 4: 0.0, 6: 0.0}  # quantiles of 0.4375 down, 0.5 across, a radius of 1/2
-    for channel, value in expected.items():
-        np.testing.assert_allclose(token[..., channel].sum() / 2, value, atol=1e-4)
-    np.testing.assert_array_equal(coupled[1:], noise[1:])
-    np.testing.assert_array_equal(coupled[..., [1, 3, 5, 7]], noise[..., [1, 3, 5, 7]])
-
-
-def test_coupled_noise_is_normal():
-    rng = np.random.default_rng(1)
-    noise = np.stack([
-        couple(rng, rng.standard_normal((3, 16, 16, 8), np.float32), sample_scene(rng), 2)[0]
-        for _ in range(1500)
-    ])  # fmt: skip
-    assert abs(noise.mean(axis=0)).max() < 0.2 and abs(noise.mean()) < 2e-3
-    np.testing.assert_allclose(noise.std(axis=(0, 1, 2)), 1, atol=0.02)
-    neighbours = (noise[:, ::2] * noise[:, 1::2]).mean(axis=(0, 1, 2))
-    np.testing.assert_allclose(neighbours, 0, atol=0.02)
 
 
 def test_answers_and_their_loss():

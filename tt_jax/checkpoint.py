@@ -22,7 +22,7 @@ from jaxtyping import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from tt_jax.errors import ModelError
-from tt_jax.models.configs import ModelConfig
+from tt_jax.models.configs import ModelConfig, RolloutConfig
 from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.text import TextConfig, TextEncoder
 from tt_jax.models.vae import VAE, VAEConfig
@@ -36,6 +36,7 @@ PARTS: dict[str, tuple[type, type]] = {
 EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "weights"}
 BATCH = 256 << 20  # bytes of arrays that are written or read at once
 # What a transformer was trained to do: only a causal generator can be rolled out.
+ROLLOUT_VERSION = 1  # of the entry `rollout` in config.json
 KINDS = ("bidirectional", "causal generator", "unknown")
 
 
@@ -46,13 +47,14 @@ class Stored:
     kind: str = "unknown"
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     size: tuple[int, int] = ModelConfig.size
-    window: int = ModelConfig.window
+    rollout: RolloutConfig = ModelConfig.rollout
 
 
 def write_stored(folder: Path, stored: Stored) -> None:
     """Writes `config.json`; parts that aren't there are null."""
     parts = {name: dataclasses.asdict(c) for name, c in stored.parts.items()}
-    about = {"size": stored.size, "window": stored.window}
+    rollout = {"version": ROLLOUT_VERSION} | dataclasses.asdict(stored.rollout)
+    about = {"size": stored.size, "rollout": rollout}
     text = json.dumps({"kind": stored.kind, **dict.fromkeys(PARTS), **parts, **about}, indent=2)
     (folder / "config.json").write_text(text + "\n")
 
@@ -70,13 +72,27 @@ def read_stored(folder: Path) -> Stored:
                     for key, value in stored[name].items()
                 }
                 parts[name] = kind(**fields)
-        return Stored(stored["kind"], parts, tuple(stored["size"]), stored["window"])
+        rollout = _read_rollout(stored)
+        return Stored(stored["kind"], parts, tuple(stored["size"]), rollout)
     except (FileNotFoundError, NotADirectoryError):
         raise ModelError(
             f"{folder} holds no model: it has no config.json; make one with `python -m convert`."
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path} is damaged ({error}): convert the model again.") from None
+
+
+def _read_rollout(stored: dict[str, Any]) -> RolloutConfig:
+    """The entry `rollout`; what it lacks takes Self Forcing's values."""
+    entry = dict(stored.get("rollout", {}))
+    version = entry.pop("version", ROLLOUT_VERSION)
+    if version != ROLLOUT_VERSION:
+        raise ValueError(f"its rollout entry is of version {version}, not {ROLLOUT_VERSION}")
+    if "window" in stored:  # where earlier folders said it
+        entry.setdefault("window", stored["window"])
+    if "steps" in entry:
+        entry["steps"] = tuple(entry["steps"])
+    return RolloutConfig(**entry)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -100,7 +116,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def write_config(folder: Path, config: ModelConfig, kind: str) -> None:
     """Writes the `config.json` of a whole model."""
     parts = {name: getattr(config, name) for name in PARTS}
-    write_stored(folder, Stored(kind, parts, config.size, config.window))
+    write_stored(folder, Stored(kind, parts, config.size, config.rollout))
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, str]:
@@ -108,7 +124,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     stored = read_stored(folder)
     if missing := [name for name in PARTS if name not in stored.parts]:
         raise ModelError(f"{folder} holds no {missing[0]!r}: convert the checkpoint that has it.")
-    return ModelConfig(**stored.parts, size=stored.size, window=stored.window), stored.kind
+    return ModelConfig(**stored.parts, size=stored.size, rollout=stored.rollout), stored.kind
 
 
 def flatten(params: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:

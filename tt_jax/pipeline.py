@@ -132,8 +132,11 @@ class Pipeline:
     kind: str
 
     def strategy(self, **settings: Any) -> SelfForcing:
-        """Self Forcing with the window that the model was trained for; other settings as given."""
-        return SelfForcing(**{"window": self.config.window, **settings})
+        """Self Forcing as the model was trained for it (`config.rollout`), but for `settings`."""
+        own = vars(self.config.rollout)
+        if settings.get("cache") is not None:  # it has a window of its own
+            own = {name: own[name] for name in ("steps", "shift", "chunk")}
+        return SelfForcing(**own | settings)
 
     def encode_prompt(self, prompts: str | Sequence[str]) -> Float[Array, "b l e"]:
         """Prompt embeddings `[B, text_len, text_dim]`, zero rows after each prompt's end.

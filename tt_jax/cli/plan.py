@@ -45,7 +45,7 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
     config = read_config(find(args.model))[0] if known is None else known
     size = args.size or config.size
     check_size(config, size)
-    strategy, trim = preset(args.preset or "self-forcing+tokentrim-no-flowmo", config.window)
+    strategy, trim = preset(args.preset or "self-forcing+tokentrim-no-flowmo", config.rollout)
     if args.window is not None:
         if not isinstance(strategy, SelfForcing):
             raise ValueError("Rolling Forcing has a window of its own: leave --window out.")

@@ -22,7 +22,7 @@ from tt_jax.checkpoint import default_dtype, find, read_config
 from tt_jax.cli.options import PLAIN, TRIMMED
 from tt_jax.media.read import read_clip
 from tt_jax.media.write import side_by_side, write_video
-from tt_jax.models.configs import FPS
+from tt_jax.models.configs import FPS, RolloutConfig
 from tt_jax.pipeline import Chunk, Video
 from tt_jax.planning import memory
 from tt_jax.plots import drift as plots
@@ -34,13 +34,13 @@ from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim.tokentrim import TokenTrim
 
 
-def configuration(label: str, args: argparse.Namespace, window: int) -> Preset:
+def configuration(label: str, args: argparse.Namespace, model: RolloutConfig) -> Preset:
     """What a run is made with: a preset or `PLAIN` or `TRIMMED`, and what was given beside it.
 
-    window: of the model. Raises ValueError.
+    model: how the model is rolled out. Raises ValueError.
     """
     base = {PLAIN: "self-forcing", TRIMMED: "self-forcing+tokentrim-no-flowmo"}
-    strategy, trim = preset(base.get(label, label), window)
+    strategy, trim = preset(base.get(label, label), model)
     given = {name: getattr(args, name) for name in ("window", "sink")}
     given = {name: value for name, value in given.items() if value is not None}
     if given and isinstance(strategy, RollingForcing):
@@ -62,7 +62,7 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     if len(set(labels)) < len(labels):
         raise ValueError("a comparison needs two different presets.")
     config, kind = read_config(find(args.model))
-    runs = {label: configuration(label, args, config.window) for label in labels}
+    runs = {label: configuration(label, args, config.rollout) for label in labels}
     height, width = args.size or config.size
     pipeline.check_size(config, (height, width))
     path = output(args.out, args.prompt, "compare" if len(labels) > 1 else "video")

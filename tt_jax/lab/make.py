@@ -52,7 +52,7 @@ class Made:
 
 def strategy(cell: Cell, config: ModelConfig) -> Strategy:
     """The cell's host. Raises ValueError for a window that can't be."""
-    host = preset(cell.host, config.window).strategy
+    host = preset(cell.host, config.rollout).strategy
     if cell.stress.window is None:
         return host
     if isinstance(host, RollingForcing):

@@ -10,18 +10,34 @@ FPS = 16  # frames a second of every model's videos
 
 
 @dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How a model was trained to be rolled out; the defaults are Self Forcing's.
+
+    steps: nominal denoising steps of 1000. shift: of the schedule that turns them into noise
+        levels; None if they are levels as they stand (step / 1000).
+    chunk: latent frames a chunk. window: latent frames that attention spans. sink: frames at the
+        video's start that stay in it.
+    """
+
+    steps: tuple[int, ...] = (1000, 750, 500, 250)
+    shift: float | None = 5.0
+    chunk: int = 3
+    window: int = 21
+    sink: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Sizes of a whole model: transformer, VAE and text encoder.
 
-    size: height and width of its videos in pixels. window: the latent frames that its attention
-        spans in a rollout; how many it was trained with.
+    size: height and width of its videos in pixels. rollout: how it was trained to be rolled out.
     """
 
     dit: DiTConfig
     vae: VAEConfig
     text: TextConfig
     size: tuple[int, int] = (480, 832)
-    window: int = 21
+    rollout: RolloutConfig = RolloutConfig()
 
 
 CONFIGS = {
@@ -42,6 +58,6 @@ CONFIGS = {
             vocab=512, dim=96, attention_dim=96, ffn_dim=192, heads=3, layers=2, text_len=40
         ),
         size=(64, 64),
-        window=9,
+        rollout=RolloutConfig(shift=1.0, window=9),
     ),
 }

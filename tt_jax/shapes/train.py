@@ -2,10 +2,10 @@
 
 Stages, each resumable: the VAE on rendered clips; their latents; the decoder alone on those, if it
 needs more; the text encoder on what captions say; then transformer and text encoder together, by
-flow matching. Its batches take turns: first chunks of many videos; later chunks by block-causal teacher forcing, each denoised from its own noise level while it
-sees the clean chunks before it, through the same context path that a rollout uses; and windows of
-Rolling Forcing, whose chunks see one another at staggered levels. The settings are one dataclass;
-the log is `FOLDER/log.csv`.
+flow matching. Its batches take turns: first chunks of many videos; later chunks by block-causal
+teacher forcing, each denoised from its own noise level while it sees the clean chunks before it,
+through the same context path that a rollout uses; and windows of Rolling Forcing, whose chunks see
+one another at staggered levels. The settings are one dataclass; the log is `FOLDER/log.csv`.
 """
 
 import argparse

@@ -237,15 +237,15 @@ def _motion(rng, speeds, still):
     return (None, None) if rng.random() < still else (_pick(rng, DIRECTIONS), _pick(rng, speeds))
 
 
-def unnamed_places(kinds: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Where one or two objects, by size and direction, begin if their caption doesn't say it.
+def unnamed_places(directions: Sequence[str | None]) -> list[str]:
+    """Where one or two objects of these directions begin if their caption doesn't say it.
 
     That is the centre, along a motion the side from which it has room. Two objects share the frame
     along the other axis: the first is the left one, beside horizontal motion the upper one.
     """
-    steps = [DIRECTIONS.get(direction or "", (0, 0)) for _, direction in kinds]
+    steps = [DIRECTIONS.get(direction or "", (0, 0)) for direction in directions]
     grid = [[-dx, -dy] for dx, dy in steps]
-    if len(kinds) == 2:
+    if len(grid) == 2:
         axis = 1 if any(dx for dx, _ in steps) else 0
         grid[0][axis], grid[1][axis] = -1, 1
     return [next(name for name, at in PLACES.items() if at == tuple(cell)) for cell in grid]
@@ -259,7 +259,7 @@ def _place(rng, kinds):
         if named:
             places = [_pick(rng, [p for p in PLACES if has_room(p, *kind[2:])]) for kind in kinds]
         else:
-            places = unnamed_places([(size, way) for *_, size, way, _ in kinds])
+            places = unnamed_places([direction for *_, direction, _ in kinds])
         things = []
         for place, (shape, colour, size, direction, speed) in zip(places, kinds, strict=True):
             x, y = (float(v + rng.uniform(-JITTER, JITTER)) for v in centre(place, size))

@@ -6,6 +6,7 @@ unless its name says otherwise.
 
 from typing import NamedTuple
 
+from tt_jax.models.configs import ModelConfig, RolloutConfig
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
@@ -19,15 +20,15 @@ class Preset(NamedTuple):
     trim: TokenTrim
 
 
-def _table(window: int) -> dict[str, Preset]:
+def _table(model: RolloutConfig) -> dict[str, Preset]:
     off, trim = TokenTrim.off(), TokenTrim()
     first, always = FlowMo("first"), FlowMo("all")
 
     def rolling(guidance: FlowMo | None, trim: TokenTrim) -> Preset:
-        return Preset(RollingForcing(guidance=guidance), trim)
+        return Preset(RollingForcing(guidance=guidance, shift=model.shift), trim)
 
     def own(guidance: FlowMo | None, trim: TokenTrim) -> Preset:
-        return Preset(SelfForcing(window=window, guidance=guidance), trim)
+        return Preset(SelfForcing(**vars(model), guidance=guidance), trim)
 
     return {
         "rolling-forcing": rolling(None, off),
@@ -43,14 +44,14 @@ def _table(window: int) -> dict[str, Preset]:
     }
 
 
-NAMES = tuple(_table(21))
+NAMES = tuple(_table(ModelConfig.rollout))
 
 
-def preset(name: str, window: int = 21) -> Preset:
-    """The preset of that name; `window` is Self Forcing's, the model's own (`config.window`).
+def preset(name: str, model: RolloutConfig = ModelConfig.rollout) -> Preset:
+    """The preset of that name; `model` says how a model is rolled out (its `config.rollout`).
 
     Raises ValueError for an unknown name.
     """
     if name not in NAMES:
         raise ValueError(f"there is no preset {name!r}: give one of {', '.join(NAMES)}.")
-    return _table(window)[name]
+    return _table(model)[name]

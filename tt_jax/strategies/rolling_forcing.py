@@ -19,7 +19,7 @@ from tt_jax.models.dit import KV, DiT
 from tt_jax.nn.layers import wide
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.judge import judge
-from tt_jax.strategies.schedule import time_sinusoid, warp
+from tt_jax.strategies.schedule import SHIFT, check_shift, time_sinusoid, warp
 from tt_jax.strategies.state import Flight, Record, State, draw_noise, empty_state
 from tt_jax.trim import drift as measure
 from tt_jax.trim.tokentrim import TokenTrim
@@ -32,8 +32,11 @@ NEVER = np.iinfo(np.int32).max
 class RollingForcing:
     """A window of blocks at staggered noise levels (Rolling Forcing, arXiv 2509.25161).
 
-    steps: nominal denoising steps of 1000, warped by the schedule's shift. Window w holds the
-        blocks w - 4 (about to be finished) to w (pure noise), as far as the video has them.
+    steps: nominal denoising steps of 1000. Window w holds the blocks w - 4 (about to be finished)
+        to w (pure noise), as far as the video has them.
+
+    shift: what warps the steps into noise levels, a number of the model (Wan's is 5); None takes
+        them as they stand.
 
     guidance: FlowMo's, of all blocks of the window while they are denoised.
 
@@ -49,12 +52,14 @@ class RollingForcing:
 
     steps: tuple[int, ...] = (1000, 800, 600, 400, 200)
     guidance: FlowMo | None = None
+    shift: float | None = SHIFT
 
     chunk: ClassVar[int] = 3  # frames of a block
     # Frames of the context: the anchor, and the 18 that precede a finished block in its span.
     slots: ClassVar[int] = SPAN
 
     def __post_init__(self) -> None:
+        check_shift(self.shift)
         most = SPAN // self.chunk - 1
         if not 2 <= len(self.steps) <= most:
             raise ValueError(f"Rolling Forcing has 2 to {most} steps, not {len(self.steps)}.")
@@ -205,7 +210,7 @@ class RollingForcing:
         positions = context.frame + jnp.where(anchor, start - working - size, 0)
 
         # One level for each block of the window, the newest the noisiest.
-        levels = np.repeat(np.array(warp(self.steps))[::-1], size)
+        levels = np.repeat(np.array(warp(self.steps, self.shift))[::-1], size)
         sinusoid = jnp.asarray(time_sinusoid(levels[None]))
         newest = jnp.zeros_like(flight.x0[:, :size])
         x0 = jnp.concatenate([flight.x0, newest], axis=1)

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 TRAIN_STEPS = 1000
-SHIFT = 5.0
+SHIFT = 5.0  # Wan's
 
 
-def sigmas() -> Float[np.ndarray, "1001"]:
-    """Noise levels of the 1000 training steps, shifted by 5, from 1 down, with a last 0; float32.
+def sigmas(shift: float = SHIFT) -> Float[np.ndarray, "1001"]:
+    """Noise levels of the 1000 training steps, shifted, from 1 down, with a last 0; float32.
 
     With the very roundings of the originals, which count from 1 down to the middle and from 0 up
     to it: one unit in a level's last place alone would cost 8e-6 of the model's output.
@@ -22,14 +22,26 @@ def sigmas() -> Float[np.ndarray, "1001"]:
     step = float(np.float32(1 / TRAIN_STEPS))
     down, up = 1 - step * index, step * index[::-1]
     linear = np.where(index < TRAIN_STEPS // 2, down, up).astype(np.float32)
-    shift, one = np.float32(SHIFT), np.float32(1)
-    return shift * linear / (one + (shift - one) * linear)
+    factor, one = np.float32(shift), np.float32(1)
+    return factor * linear / (one + (factor - one) * linear)
 
 
-def warp(steps: tuple[int, ...]) -> tuple[float, ...]:
-    """Noise levels of the nominal denoising steps (1000 is pure noise), warped by the shift."""
-    table = sigmas()
+def warp(steps: tuple[int, ...], shift: float | None = SHIFT) -> tuple[float, ...]:
+    """Noise levels of the nominal denoising steps (1000 is pure noise), warped by the shift.
+
+    shift: how far the levels are moved up: a level s becomes `shift s / (1 + (shift - 1) s)`. None
+        takes the levels as they stand, step / 1000.
+    """
+    if shift is None:
+        return tuple(step / TRAIN_STEPS for step in steps)
+    table = sigmas(shift)
     return tuple(float(table[TRAIN_STEPS - step]) for step in steps)
+
+
+def check_shift(shift: float | None) -> None:
+    """Raises ValueError for a shift that makes no noise levels."""
+    if shift is not None and not 0 < shift < float("inf"):
+        raise ValueError(f"the schedule's shift must be above 0, or None, not {shift}.")
 
 
 def time_sinusoid(

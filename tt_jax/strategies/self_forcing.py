@@ -18,7 +18,7 @@ from tt_jax.models.dit import KV, DiT
 from tt_jax.nn.layers import wide
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.judge import judge
-from tt_jax.strategies.schedule import time_sinusoid, warp
+from tt_jax.strategies.schedule import SHIFT, check_shift, time_sinusoid, warp
 from tt_jax.strategies.state import Record, State, draw_noise, empty_state
 from tt_jax.trim import drift as measure
 from tt_jax.trim.tokentrim import TokenTrim
@@ -32,7 +32,8 @@ class SelfForcing:
 
     window, sink, relative: short for `cache=Window(window, sink, relative)`, see there.
     cache: what is kept of the past and how it is read, a policy of `tt_jax.cache`.
-    steps: nominal denoising steps of 1000, warped by the schedule's shift.
+    steps: nominal denoising steps of 1000. shift: what warps them into noise levels, a number of
+        the model (Wan's is 5); None takes them as they stand.
     chunk: latent frames per chunk.
     guidance: FlowMo's, of the latent while it is denoised.
 
@@ -46,10 +47,12 @@ class SelfForcing:
     guidance: FlowMo | None = None
     relative: bool = False
     cache: Policy | None = None
+    shift: float | None = SHIFT
 
     lag: ClassVar[int] = 0  # a step finishes the chunk that it begins
 
     def __post_init__(self) -> None:
+        check_shift(self.shift)
         short = Window(self.window, self.sink, self.relative)
         if self.cache is not None and short not in (Window(), self.cache):
             raise ValueError(
@@ -110,7 +113,7 @@ class SelfForcing:
     ) -> Float[Array, "b f h w c"]:
         """Steps `first .. stop - 1` of the schedule; returns x0."""
         size = x0.shape[1]
-        levels = np.array(warp(self.steps))
+        levels = np.array(warp(self.steps, self.shift))
         sinusoids = time_sinusoid(np.repeat(levels[:, None, None], size, axis=2))
 
         def denoise(x0: Array, sigma: Array, sinusoid: Array, noise: Array, active: Array) -> Array:
