@@ -40,7 +40,7 @@ def close(a, b):
 def test_load(pipe):
     assert pipe.kind == "causal generator"
     assert pipe.config == TINY
-    assert pipe.strategy() == tt_jax.SelfForcing(window=TINY.window)
+    assert pipe.strategy() == tt_jax.SelfForcing(window=TINY.rollout.window)
     for part in (pipe.dit.head, pipe.vae.from_latents, pipe.text.blocks.q):
         assert part.kernel.dtype == jnp.float32
 
