@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a large red circle moving right slowly on a white background
 
-.PHONY: demo pictures test newest lint notebooks docs wheel clean
+.PHONY: demo pictures test newest lint notebooks docs release clean
 
 # 30 seconds of Rolling Forcing on the embedded model, with and without TokenTrim:
 # demo/compare.mp4, .png and .json.
@@ -38,13 +38,13 @@ lint: .venv/.tested
 notebooks: .venv/.notebooks
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
 
-# The API page, .site/index.html.
+# The API page and its neighbours, .site/index.html.
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict --quiet -f .docs/mkdocs.yml
 
-# dist/*.whl, tried alone in an empty environment.
-wheel:
-	PYTHON=$(PYTHON) .ci/wheel
+# dist/*.tar.gz and dist/*.whl, the wheel tried alone in an empty environment.
+release:
+	PYTHON=$(PYTHON) .ci/release
 
 clean:
 	rm -rf .venv .venv-newest demo dist .site

@@ -8,8 +8,8 @@ from PIL import Image
 
 from tt_jax.media.read import read_frames
 
-HERE = Path(__file__).parent
-DEMO = HERE.parent / "demo"
+HERE = Path(__file__).parent / "pages"
+DEMO = Path(__file__).parents[1] / "demo"
 EVERY = 2  # frames of the video to one of the picture's: 8 a second
 
 

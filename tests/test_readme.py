@@ -1,4 +1,5 @@
-"""Whatever README.md tells one to type works: its blocks as printed, long ones at reduced length.
+"""Whatever README.md and the pages beside it tell one to type works: their blocks as printed, long
+ones at reduced length.
 
 `make` is left to CI, which runs the targets; of `pip install` only the extras are looked up.
 Commands in the text, between backquotes, are held against the program's own help.
@@ -16,7 +17,10 @@ import pytest
 from hub import WAN, environment, published, serve
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = ROOT / ".docs" / "pages"
+README = "\n".join(
+    path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(PAGES.glob("*.md")))
+)
 PROGRAMS = ("tt-jax", "python", "python3", "pip", "make", "pytest")
 SECONDS = "4"  # enough for the five blocks that Rolling Forcing needs
 # Hours, or another test's work: these are only held against their help.

@@ -26,9 +26,9 @@ class Machine:
 
 
 def _tpu(chip: str, chips: int, topology: str) -> Machine:
-    # cloud.google.com/tpu/docs: v5e, v6e, v5p.
+    # cloud.google.com/tpu/docs: v5e, v6e, v5p; of the v5e's memory, what its compiler gives out.
     peak, bandwidth, memory = {
-        "TPU v5e": (197e12, 819e9, 16e9),
+        "TPU v5e": (197e12, 819e9, 15.75 * 2**30),
         "TPU v6e": (918e12, 1640e9, 32e9),
         "TPU v5p": (459e12, 2765e9, 95e9),
     }[chip]
