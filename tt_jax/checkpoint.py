@@ -9,6 +9,7 @@ FOLDER/{dit,vae,text}/  arrays; a folder may hold only some of the parts
 import dataclasses
 import json
 import math
+import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from tt_jax.errors import ModelError
 from tt_jax.models.configs import ModelConfig, RolloutConfig
 from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.text import TextConfig, TextEncoder
+from tt_jax.models.tokenizer import Tokenizer
 from tt_jax.models.vae import VAE, VAEConfig
 
 PARTS: dict[str, tuple[type, type]] = {
@@ -35,9 +37,13 @@ PARTS: dict[str, tuple[type, type]] = {
 # Models that come with the package.
 EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "weights"}
 BATCH = 256 << 20  # bytes of arrays that are written or read at once
-# What a transformer was trained to do: only a causal generator can be rolled out.
 ROLLOUT_VERSION = 1  # of the entry `rollout` in config.json
+# What a transformer was trained to do: only a causal generator can be rolled out.
 KINDS = ("bidirectional", "causal generator", "unknown")
+LARGEST = 1 << 20  # of any size in a `config.json`
+# What a published checkpoint is known by, which isn't a model's folder yet.
+FOREIGN_SETTINGS = {"_class_name", "_diffusers_version", "model_type", "architectures"}
+FOREIGN_FILES = ("*.safetensors", "*.pt", "*.pth", "model_index.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,36 +69,84 @@ def read_stored(folder: Path) -> Stored:
     """What the model in `folder` is; it may lack parts. Raises ModelError."""
     path = folder / "config.json"
     try:
-        stored = json.loads(path.read_text())
-        parts = {}
-        for name, (kind, _) in PARTS.items():
-            if stored[name] is not None:
-                fields = {
-                    key: tuple(value) if isinstance(value, list) else value
-                    for key, value in stored[name].items()
-                }
-                parts[name] = kind(**fields)
-        rollout = _read_rollout(stored)
-        return Stored(stored["kind"], parts, tuple(stored["size"]), rollout)
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        _refuse_unconverted(folder, {})
         raise ModelError(
             f"{folder} holds no model: it has no config.json; make one with `python -m convert`."
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged ({error}): convert the model again.") from None
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}.") from None
+    try:
+        if not PARTS.keys() <= stored.keys():
+            _refuse_unconverted(folder, stored)
+        parts = {name: _config(name, stored[name]) for name in PARTS if stored[name] is not None}
+        size = _value("size", stored["size"], tuple[int, ...])
+        if len(size) != 2 or stored["kind"] not in KINDS:
+            raise ValueError(f"size {size}, kind {stored['kind']!r}")
+        return Stored(stored["kind"], parts, size, _read_rollout(stored))
+    except ModelError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path} is damaged ({error}): convert the model again.") from None
 
 
-def _read_rollout(stored: dict[str, Any]) -> RolloutConfig:
-    """The entry `rollout`; what it lacks takes Self Forcing's values."""
+def _read_rollout(stored: Mapping[str, Any]) -> RolloutConfig:
+    """The entry `rollout`; what it lacks takes Self Forcing's values. Raises as `_config` does."""
     entry = dict(stored.get("rollout", {}))
     version = entry.pop("version", ROLLOUT_VERSION)
     if version != ROLLOUT_VERSION:
         raise ValueError(f"its rollout entry is of version {version}, not {ROLLOUT_VERSION}")
     if "window" in stored:  # where earlier folders said it
         entry.setdefault("window", stored["window"])
-    if "steps" in entry:
-        entry["steps"] = tuple(entry["steps"])
-    return RolloutConfig(**entry)
+    types = typing.get_type_hints(RolloutConfig)
+    least = {"sink": 0}
+    return RolloutConfig(
+        **{
+            name: _value(f"rollout.{name}", value, types[name], least.get(name, 1))
+            for name, value in entry.items()
+        }
+    )
+
+
+def _refuse_unconverted(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ModelError if `folder` is a published checkpoint."""
+    files = (file for pattern in FOREIGN_FILES for file in folder.glob(pattern))
+    if FOREIGN_SETTINGS & settings.keys() or any(files):
+        raise ModelError(
+            f"{folder} is an unconverted checkpoint: make a model of it with `python -m convert "
+            f"{folder} NEW_FOLDER`."
+        )
+
+
+def _config(part: str, values: Mapping[str, Any]) -> Any:
+    """A part's sizes. Raises ValueError, TypeError, KeyError or AttributeError."""
+    kind = PARTS[part][0]
+    types = typing.get_type_hints(kind)
+    return kind(**{name: _value(f"{part}.{name}", x, types[name]) for name, x in values.items()})
+
+
+def _value(name: str, value: Any, wanted: Any, least: int = 1) -> Any:
+    """A setting of the type wanted, a list as a tuple; of integers, `least` or more.
+
+    Raises ValueError.
+    """
+    if type(None) in typing.get_args(wanted):  # one type or None
+        if value is None:
+            return None
+        wanted = typing.get_args(wanted)[0]
+    if typing.get_origin(wanted) is tuple and isinstance(value, list):
+        inner = typing.get_args(wanted)[0]
+        return tuple(_value(name, item, inner) for item in value)
+    if wanted is int and type(value) is int and least <= value <= LARGEST:
+        return value
+    if wanted is float and type(value) in (int, float) and math.isfinite(value):
+        return value
+    if wanted is bool and type(value) is bool:
+        return value
+    raise ValueError(f"{name} can't be {value!r:.80}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -119,12 +173,36 @@ def write_config(folder: Path, config: ModelConfig, kind: str) -> None:
     write_stored(folder, Stored(kind, parts, config.size, config.rollout))
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, str]:
-    """The sizes of the whole model in `folder`, and its kind. Raises ModelError."""
+def read_config(folder: Path, needed: Collection[str] = tuple(PARTS)) -> tuple[ModelConfig, str]:
+    """The sizes of the model in `folder`, and its kind.
+
+    Args:
+        folder: The model's folder.
+        needed: The parts that it must hold, the transformer at least.
+
+    Returns:
+        The sizes, those of parts that aren't there as published for such a transformer, and the
+        kind, see `KINDS`.
+
+    Raises:
+        ModelError: The folder holds no such model.
+    """
     stored = read_stored(folder)
-    if missing := [name for name in PARTS if name not in stored.parts]:
+    if missing := [name for name in PARTS if name in needed and name not in stored.parts]:
         raise ModelError(f"{folder} holds no {missing[0]!r}: convert the checkpoint that has it.")
-    return ModelConfig(**stored.parts, size=stored.size, rollout=stored.rollout), stored.kind
+    parts = {**_published(stored.parts["dit"]), **stored.parts}
+    return ModelConfig(**parts, size=stored.size, rollout=stored.rollout), stored.kind
+
+
+def _published(dit: DiTConfig) -> dict[str, Any]:
+    """The sizes of Wan's VAE and text encoder, for this transformer."""
+    channels = dit.channels
+    vae = VAEConfig()
+    if channels != vae.latent_channels:
+        plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+        vae = dataclasses.replace(vae, latent_channels=channels, **plain)
+    text = dataclasses.replace(TextConfig.umt5_xxl(), dim=dit.text_dim, text_len=dit.text_len)
+    return {"vae": vae, "text": text}
 
 
 def flatten(params: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -242,15 +320,39 @@ def load_part(
     dtype: DTypeLike,
     sharding: Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding | None] | None = None,
 ) -> Any:
-    """Restores one part, a DiT, VAE or TextEncoder, cast to `dtype`.
+    """Restores one part, each array straight into its sharding.
 
-    Each array goes straight into the sharding asked for: `sharding(path, shape)` names it (path as
-    "blocks/ffn/fc1/kernel"); without it all arrays go to the default device. Raises ModelError when
-    the part isn't there.
+    Args:
+        folder: The model's folder.
+        part: A key of `PARTS`.
+        config: The part's sizes.
+        dtype: Of the result.
+        sharding: Names the sharding of an array, by its path (like "blocks/ffn/fc1/kernel") and
+            shape; without it, or where it returns None, arrays go to the default device.
+
+    Returns:
+        The module, a DiT, VAE or TextEncoder.
+
+    Raises:
+        ModelError: The part isn't there, is damaged, or isn't of these sizes.
     """
-    if not (folder / part).is_dir():
+    path = folder.absolute() / part
+    if not path.is_dir():
         raise ModelError(f"{folder} holds no '{part}': convert the checkpoint that has it.")
-    graph, state = nnx.split(abstract(part, config, dtype))
+    try:
+        graph, state = nnx.split(abstract(part, config, dtype))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ModelError(f"the sizes of {path} make no model: {error}") from None
+    ours = dict(flatten(nnx.to_pure_dict(state)))
+    stored = _stored(folder, part)
+    if different := stored.keys() ^ ours.keys():
+        raise ModelError(f"{path} is damaged: {min(different)} shouldn't be there, or isn't.")
+    for name, leaf_shape in ours.items():
+        if tuple(stored[name].shape) != leaf_shape.shape:
+            raise ModelError(
+                f"{path} doesn't fit its config.json: {name} is {list(stored[name].shape)}, "
+                f"expected {list(leaf_shape.shape)}; convert the model again."
+            )
 
     def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = "/".join(str(entry.key) for entry in path)
@@ -259,7 +361,21 @@ def load_part(
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
     wanted = jax.tree_util.tree_map_with_path(leaf, nnx.to_pure_dict(state))
-    return nnx.merge(graph, ocp.load(str(folder.absolute() / part), wanted))
+    try:
+        return nnx.merge(graph, ocp.load(str(path), wanted))
+    except Exception as error:  # as above
+        raise ModelError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
+
+
+def load_tokenizer(folder: Path, text_len: int) -> Tokenizer:
+    """The tokenizer of the model in `folder`. Raises ModelError."""
+    path = folder / "tokenizer.model"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no tokenizer.model: convert the model again.")
+    try:
+        return Tokenizer(path, text_len)
+    except (RuntimeError, ValueError, OSError):  # whose texts are of sentencepiece's source
+        raise ModelError(f"{path} is no tokenizer, or is damaged: convert it again.") from None
 
 
 def cast(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
@@ -271,10 +387,16 @@ def find(model: str | Path) -> Path:
     """The folder of a model: "shapes", or a converted checkpoint's. Raises ModelError."""
     folder = EMBEDDED.get(str(model), Path(model))
     if not folder.is_dir():
+        if folder.is_file():
+            raise ModelError(
+                f"{folder} is a file: make a model of it with `python -m convert {folder} "
+                "NEW_FOLDER`."
+            )
         names = ", ".join(map(repr, EMBEDDED))
         raise ModelError(
             f"there is no model {str(model)!r}: give {names} (embedded) or the folder of a "
-            "converted checkpoint."
+            "converted checkpoint; `tt-jax fetch NAME FOLDER` makes one of a published model, "
+            "`python -m convert` of files."
         )
     return folder
 

@@ -15,7 +15,15 @@ from jaxtyping import Array, DTypeLike, Float, UInt8
 
 from tt_jax._rollout import Rollout, Strategy
 from tt_jax._rollout import stream as stream_latents
-from tt_jax.checkpoint import PARTS, default_dtype, find, load_part, read_config
+from tt_jax.checkpoint import (
+    PARTS,
+    default_dtype,
+    find,
+    load_part,
+    load_tokenizer,
+    read_config,
+    read_stored,
+)
 from tt_jax.errors import ModelError, NonFiniteError
 from tt_jax.models.configs import FPS, ModelConfig
 from tt_jax.models.dit import DiT
@@ -122,12 +130,14 @@ class Pipeline:
     """A text-to-video model: its three networks, tokenizer, sizes and kind (`checkpoint.KINDS`).
 
     text: None if it was loaded without: prompts are embeddings then, see `encode_prompts`.
+    vae, tokenizer: None if the folder has none and the model was loaded without its text encoder:
+        then there are latents only, by `rollout(pipe.dit, ...)`.
     """
 
     dit: DiT
-    vae: VAE
+    vae: VAE | None
     text: TextEncoder | None
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     config: ModelConfig
     kind: str
 
@@ -138,6 +148,12 @@ class Pipeline:
             own = {name: own[name] for name in ("steps", "shift", "chunk")}
         return SelfForcing(**own | settings)
 
+    def _check_vae(self) -> None:
+        if self.vae is None:
+            raise ValueError(
+                "the model has no VAE, so there are latents only: tt_jax.rollout(pipe.dit, ...)."
+            )
+
     def encode_prompt(self, prompts: str | Sequence[str]) -> Float[Array, "b l e"]:
         """Prompt embeddings `[B, text_len, text_dim]`, zero rows after each prompt's end.
 
@@ -145,7 +161,7 @@ class Pipeline:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         check_prompts(prompts)
-        if self.text is None:
+        if self.text is None or self.tokenizer is None:
             raise ValueError("the text encoder isn't loaded: give what encode_prompts returns.")
         ids, mask = self.tokenizer(prompts)
         return encode_text(*nnx.split(self.text), ids, mask)
@@ -158,6 +174,7 @@ class Pipeline:
         frames: `[T, H, W, 3]` for all samples or `[B, T, H, W, 3]`; uint8, or float in [0, 1]. Of
         frames that don't fill a latent frame the first ones are left out. Raises ValueError.
         """
+        self._check_vae()
         frames = np.asarray(frames)
         frames = frames[None] if frames.ndim == 4 else frames
         wanted = f"[frames, {size[0]}, {size[1]}, 3], with or without a batch of {batch}"
@@ -224,6 +241,7 @@ class Pipeline:
         Raises ValueError for a request that can't be, at once, and NonFiniteError at a chunk whose
         latents aren't finite.
         """
+        self._check_vae()
         encoded = isinstance(prompt, jax.Array | np.ndarray)
         text = jnp.asarray(prompt) if encoded else self.encode_prompt(prompt)
         strategy = self.strategy() if strategy is None else strategy
@@ -330,28 +348,28 @@ def load(
     allow_bidirectional: load a model that wasn't trained to generate chunk by chunk too.
     mesh: of devices that the weights are parted over (`sharding.make_mesh`); call what needs the
         pipeline under `with jax.set_mesh(mesh)` then.
-    text: load the text encoder too; without it prompts are embeddings (`encode_prompts`).
+    text: load the text encoder too; without it prompts are embeddings (`encode_prompts`), and the
+        folder needs no more than a transformer.
 
     Raises ModelError.
     """
     folder = find(model)
-    config, kind = read_config(folder)
+    config, kind = read_config(folder, PARTS if text else ("dit",))
     if kind == "bidirectional" and not allow_bidirectional:
         raise ModelError(
             f"{folder} is a bidirectional model, which generates garbage chunk by chunk: take a "
             "causal generator (Self Forcing, Rolling Forcing, CausVid, LongLive), or go on with "
             "--allow-bidirectional (allow_bidirectional=True)."
         )
-    pieces = folder / "tokenizer.model"
-    if not pieces.is_file():
-        raise ModelError(f"{folder} has no tokenizer.model: convert the model again.")
+    tokenizer = None
+    if text or (folder / "tokenizer.model").exists():
+        tokenizer = load_tokenizer(folder, config.text.text_len)
     dtype = default_dtype() if dtype is None else dtype
     places = None if mesh is None else sharding(mesh)
-    parts: dict[str, Any] = {"text": None}
-    for name in PARTS:
+    parts: dict[str, Any] = dict.fromkeys(PARTS)
+    for name in read_stored(folder).parts:
         if name != "text" or text:
             parts[name] = load_part(folder, name, getattr(config, name), dtype, places)
-    tokenizer = Tokenizer(pieces, config.text.text_len)
     return Pipeline(**parts, tokenizer=tokenizer, config=config, kind=kind)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from tt_jax.checkpoint import default_dtype, find, load_part, read_config
+from tt_jax.checkpoint import default_dtype, find, load_part, load_tokenizer, read_config
 from tt_jax.files import atomic
-from tt_jax.models.tokenizer import Tokenizer, clean
+from tt_jax.models.tokenizer import clean
 
 KEPT = 64  # prompts; a megabyte or so each, of Wan's
 
@@ -49,7 +49,7 @@ def encode_prompts(
     check_prompts(prompts)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     config = read_config(folder)[0].text
-    ids, mask = Tokenizer(folder / "tokenizer.model", config.text_len)(prompts)
+    ids, mask = load_tokenizer(folder, config.text_len)(prompts)
     origin = _origin(folder, dtype)
     paths = [_place(origin, clean(prompt)) for prompt in prompts]
     rows = [_read(path, count, config.dim) for path, count in zip(paths, mask.sum(1), strict=True)]

@@ -115,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     pipe = tt_jax.load(options.weights)
     prompts = evaluation_prompts(options.prompts)
+    assert pipe.vae is not None  # it is loaded with its text encoder, so with all of it
     psnr = reconstruction(pipe.vae)
     judged = verdicts(pipe, prompts)
     found = shares(judged, [scene.regime for _, scene in prompts])
