@@ -54,6 +54,7 @@ SETTINGS = {
     ),
 }
 HEAD = 128  # width of an attention head in every published transformer
+ASK = "Give --num-heads."
 
 
 def config_of(checkpoint: Checkpoint, heads: int | None, text_len: int | None) -> Any:
@@ -91,23 +92,15 @@ def config_of(checkpoint: Checkpoint, heads: int | None, text_len: int | None) -
     if text_len is not None and part in ("dit", "text"):
         sizes["text_len"] = text_len
     if part == "dit":
-        dim = sizes.get("dim", 0)
+        dim = sizes.get("dim", PUBLISHED[part].dim)
         sizes["heads"] = heads or sizes.get("heads") or (dim // HEAD if dim % HEAD == 0 else 0)
-        if dim and not sizes["heads"]:
-            said = f"{file.path}: how many heads share the width of {dim}? Give --num-heads."
-            raise BadInput([said])
+        if not sizes["heads"]:
+            raise BadInput([f"{file.path}: how many heads share the width of {dim}? {ASK}"])
     try:
-        config = dataclasses.replace(PUBLISHED[part], **sizes)
+        return dataclasses.replace(PUBLISHED[part], **sizes)
     except ValueError as error:
-        said = f"{file.path}, with what a config.json beside it says: {error}"
-        raise BadInput([said]) from None
-    width = {"dit": "dim", "text": "attention_dim"}.get(part)
-    if width is not None:
-        size, count = getattr(config, width), config.heads
-        if count < 1 or size % count or size // count % 2:
-            said = f"{file.path}: a width of {size} has no {count} heads: give --num-heads."
-            raise BadInput([said])
-    return config
+        what = f" {ASK}" if part == "dit" else " See also the config.json beside it, if there is."
+        raise BadInput([f"{file.path}: {error}{what}"]) from None
 
 
 def unfit(checkpoint: Checkpoint, config: Any) -> list[str]:

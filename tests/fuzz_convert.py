@@ -12,6 +12,7 @@ import io
 import json
 import pickle
 import random
+import re
 import shutil
 import signal
 import sys
@@ -37,7 +38,6 @@ from checkpoints import (
 )
 
 from convert.__main__ import main
-from convert.detect import bare
 from convert.layout import from_params, to_params
 from tt_jax.checkpoint import nest, read_manifest, read_stored, shapes
 
@@ -85,7 +85,30 @@ def bare_pickle(folder: Path, rng: random.Random) -> None:
     (folder / "spiece.model").write_bytes(tokenizer())
 
 
-SOURCES = (single, shards, generator, bare_pickle)
+PREFIXES = ("model", "net", "module.dit", "pipe.generator")
+
+
+def wrapped(folder: Path, rng: random.Random) -> None:
+    prefix = rng.choice(PREFIXES)
+    tensors = {
+        f"{prefix}.{x}": y for x, y in random_tensors(BY_NAME["dit", "native"], ONE["dit"]).items()
+    }
+    if rng.random() < 0.5:
+        torch.save({"state_dict": to_torch(tensors), "step": np.int64(3)}, folder / "x.pt")
+    else:
+        safetensors.numpy.save_file(tensors, folder / "x.safetensors")
+
+
+def extras(folder: Path, rng: random.Random) -> None:
+    tensors = random_tensors(BY_NAME["text", "transformers"], ONE["text"], BFLOAT16)
+    tensors["spiece_model"] = np.frombuffer(tokenizer(), np.uint8)
+    tensors["freqs"] = np.ones(3)  # float64
+    tensors["step"] = np.array(3)
+    safetensors.numpy.save_file(tensors, folder / "x.safetensors")
+    (folder / "._x.safetensors").write_bytes(rng.randbytes(90))
+
+
+SOURCES = (single, shards, generator, bare_pickle, wrapped, extras)
 
 # --- damage to the bytes of any file ------------------------------------------------------------
 
@@ -143,6 +166,21 @@ def remove(folder: Path, rng: random.Random) -> None:
     pick(folder, rng).unlink()
 
 
+def no_weights(folder: Path, rng: random.Random) -> None:
+    text = rng.choice(
+        [
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n",
+            b"<!DOCTYPE html><title>Login</title>",
+            b'{"error": "no"}',
+            b"\x1f\x8b\x08",
+            b"GGUF\x03\0\0\0",
+            b"\0\x05\x16\x07" + bytes(80),
+            "Zugriff verweigert \U0001f512".encode()[:-1],
+        ]
+    )
+    pick(folder, rng).write_bytes(text)
+
+
 def random_file(folder: Path, rng: random.Random) -> None:
     suffix = rng.choice([".safetensors", ".pt", ".pth", ".model", ".safetensors.index.json"])
     (folder / f"y{suffix}").write_bytes(rng.randbytes(rng.choice([0, 5, 9, 3000])))
@@ -151,16 +189,23 @@ def random_file(folder: Path, rng: random.Random) -> None:
 # --- damage to the tensors ----------------------------------------------------------------------
 
 
+def load(path: Path) -> dict:
+    """What torch reads, a number of numpy's included."""
+    numbers = [np._core.multiarray.scalar, np.dtype, np.dtypes.Int64DType]
+    with torch.serialization.safe_globals(numbers):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def tensors_of(path: Path):
     """A file's tensors as arrays, and how to write them back."""
     if path.suffix == ".safetensors":
-        return safetensors.numpy.load_file(path), lambda tensors: save(path, tensors)
-    stored = torch.load(path, weights_only=True)
-    inner = stored.get("generator_ema", stored)
-    arrays = {name: x.numpy() for name, x in inner.items()}
-    if inner is stored:
+        return safetensors.numpy.load_file(path), lambda x: safetensors.numpy.save_file(x, path)
+    stored = load(path)
+    key = next((key for key in ("generator_ema", "state_dict") if key in stored), None)
+    arrays = {name: x.numpy() for name, x in (stored[key] if key else stored).items()}
+    if key is None:
         return arrays, lambda tensors: torch.save(to_torch(tensors), path)
-    return arrays, lambda tensors: torch.save({"generator_ema": to_torch(tensors)}, path)
+    return arrays, lambda tensors: torch.save({key: to_torch(tensors)}, path)
 
 
 def change(edit: Callable[[dict, str, random.Random], None]) -> Damage:
@@ -168,7 +213,8 @@ def change(edit: Callable[[dict, str, random.Random], None]) -> Damage:
 
     def damage(folder: Path, rng: random.Random) -> None:
         weights = (".safetensors", ".pt", ".pth")
-        path = rng.choice([x for x in sorted(folder.iterdir()) if x.suffix in weights])
+        files = [x for x in sorted(folder.iterdir()) if x.suffix in weights and x.name[0] != "."]
+        path = rng.choice(files)
         tensors, write = tensors_of(path)
         edit(tensors, rng.choice(list(tensors)), rng)
         write(tensors)
@@ -178,7 +224,7 @@ def change(edit: Callable[[dict, str, random.Random], None]) -> Damage:
 
 
 def wrong_shape(tensors, name, rng):
-    x = tensors[name]
+    x = np.atleast_1d(tensors[name])
     tensors[name] = rng.choice(
         [x[None].copy(), x.reshape(-1).copy(), x[:1].copy(), np.concatenate([x, x]), x.T.copy()]
     )
@@ -196,7 +242,8 @@ def dropped(tensors, name, rng):
 
 def not_finite(tensors, name, rng):
     tensors[name] = x = tensors[name].copy()
-    x.reshape(-1)[rng.randrange(x.size)] = rng.choice([np.nan, np.inf, -np.inf])
+    wrong = 0 if x.dtype.kind in "iu" else rng.choice([np.nan, np.inf, -np.inf])
+    x.reshape(-1)[rng.randrange(x.size)] = wrong
 
 
 def swapped(tensors, name, rng):
@@ -205,11 +252,20 @@ def swapped(tensors, name, rng):
 
 
 def other_dtype(tensors, name, rng):
-    tensors[name] = tensors[name].astype(np.float16)
+    tensors[name] = tensors[name].astype(rng.choice([np.float16, np.float64, np.int8]))
+
+
+def quantised(tensors, name, rng):
+    for other in list(tensors):
+        tensors[other] = tensors[other].astype(np.int8)
+
+
+def lora(tensors, name, rng):
+    tensors[f"{name}.lora_A.weight"] = np.ones((2, 2), np.float32)
 
 
 def duplicated(tensors, name, rng):
-    tensors[f"model._fsdp_wrapped_module.{name}"] = tensors[name]
+    tensors[f"model._fsdp_wrapped_module.{name}"] = tensors[name].copy()
 
 
 # --- hostile files ------------------------------------------------------------------------------
@@ -290,11 +346,13 @@ def hostile_json(folder: Path, rng: random.Random) -> None:
         (folder / "m.safetensors.index.json").write_text(json.dumps(index))
 
 
-EDITS = (wrong_shape, renamed, dropped, not_finite, swapped, other_dtype, duplicated)
+EDITS = (
+    wrong_shape, renamed, dropped, not_finite, swapped, other_dtype, duplicated, quantised, lora,
+)  # fmt: skip
 DAMAGES: tuple[Damage, ...] = (
     flip_bits, flip_bits, flip_bits, flip_header, flip_header, flip_end, truncate, truncate,
-    append, overwrite, remove, random_file, *map(change, EDITS), hostile_pickle, hostile_zip,
-    hostile_header, hostile_json,
+    append, overwrite, remove, random_file, no_weights, no_weights, *map(change, EDITS),
+    hostile_pickle, hostile_zip, hostile_header, hostile_json,
 )  # fmt: skip
 
 # --- one case, and all of them ------------------------------------------------------------------
@@ -304,13 +362,20 @@ def expected(folder: Path) -> dict[str, np.ndarray]:
     """What the bytes say, in the native layout, by readers that aren't the converter's."""
     found: dict[str, np.ndarray] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and path.name[0] != ".":
             found |= safetensors.numpy.load_file(path)
         elif path.suffix in (".pt", ".pth"):
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-            stored = stored.get("generator_ema", stored.get("generator", stored))
+            stored = load(path)
+            for key in ("generator_ema", "generator", "state_dict"):
+                stored = stored.get(key, stored)
             found |= {name: x.numpy() for name, x in stored.items()}
     return {bare(name): x for name, x in found.items()}
+
+
+def bare(name: str) -> str:
+    """A name without what the sources put in front of it."""
+    name = name.replace("_fsdp_wrapped_module.", "")
+    return next((name[len(x) + 1 :] for x in PREFIXES if name.startswith(f"{x}.")), name)
 
 
 def check_model(source: Path, model: Path, back: Path) -> None:
@@ -324,11 +389,16 @@ def check_model(source: Path, model: Path, back: Path) -> None:
         for row in layout.table(config):
             for copy in row.copies:
                 tensors.setdefault(row.name, tensors.get(copy))
-        params = to_params(layout.table(config), tensors, nest(shapes(part, config)))
+        known = {name for row in layout.table(config) for name in (row.name, *row.copies)}
+        wanted = {re.sub(r"\d+", "#", name.replace("{i}", "0")) for name in known}
+        fit = {name: x for name, x in tensors.items() if re.sub(r"\d+", "#", name) in wanted}
+        params = to_params(layout.table(config), fit, nest(shapes(part, config)))
         for name, x in from_params(BY_NAME[part, "native"].table(config), params).items():
             assert written[name].tobytes() == x.tobytes() and np.isfinite(x).all(), name
     for path in source.glob("*.model"):
         assert (model / "tokenizer.model").read_bytes() == path.read_bytes()
+    if "spiece_model" in tensors:
+        assert (model / "tokenizer.model").read_bytes() == tensors["spiece_model"].tobytes()
 
 
 def case(seed: int, folder: Path) -> str:

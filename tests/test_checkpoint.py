@@ -125,13 +125,13 @@ def test_config_that_is_no_json(content, model):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("dit.dim", 96), ("dit.layers", 3), ("dit.heads", 7), ("dit.ffn_dim", 65), ("vae.dim", 8),
-     ("text.vocab", 513), ("vae.res_blocks", 2), ("text.buckets", 64)],
+    [("dit.dim", 96), ("dit.layers", 3), ("dit.heads", 7), ("dit.ffn_dim", 65), ("text.heads", 3),
+     ("vae.dim", 8), ("text.vocab", 513), ("vae.res_blocks", 2), ("text.buckets", 64)],
 )  # fmt: skip
 def test_sizes_of_another_model(name, value, model):
     change(model, name, value)
     part = name.split(".")[0]
-    with pytest.raises(ModelError, match=rf"model/{part}"):
+    with pytest.raises(ModelError, match=rf"model/({part} |config\.json is damaged)"):
         tt_jax.load(model)
 
 

@@ -85,6 +85,12 @@ class DiTConfig:
     text_len: int = 512
     freq_dim: int = 256
 
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.dim % self.heads or self.head_dim % 2:
+            raise ValueError(
+                f"a width of {self.dim} can't be split into {self.heads} heads of an even width."
+            )
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""

@@ -27,6 +27,12 @@ class TextConfig:
     max_distance: int = 128
     text_len: int = 512
 
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.attention_dim % self.heads:
+            raise ValueError(
+                f"a width of {self.attention_dim} can't be split into {self.heads} heads."
+            )
+
     @classmethod
     def umt5_xxl(cls) -> "TextConfig":
         """The encoder of every Wan2.1 model: 5.7 billion parameters."""
