@@ -85,7 +85,9 @@ SIZES = [0, -3, 1.5, "48", None, [48], True, 1 << 40, {}]
 
 
 @pytest.mark.parametrize("value", SIZES, ids=repr)
-@pytest.mark.parametrize("name", ["dit.dim", "text.layers", "vae.latent_channels", "window"])
+@pytest.mark.parametrize(
+    "name", ["dit.dim", "text.layers", "vae.latent_channels", "rollout.window"]
+)
 def test_sizes_that_can_not_be(name, value, model):
     change(model, name, value)
     with pytest.raises(ModelError, match=rf"config\.json is damaged \({name} can't be"):
@@ -104,6 +106,14 @@ def test_sizes_that_can_not_be(name, value, model):
         ("size", "32x32"),
         ("kind", "causal"),
         ("kind", 3),
+        ("rollout.steps", []),
+        ("rollout.steps", [1000, "500"]),
+        ("rollout.shift", "5"),
+        ("rollout.sink", -1),
+        ("rollout.chunk", 0),
+        ("rollout.version", 99),
+        ("rollout.kind", 1),
+        ("rollout", 3),
         ("dit", 7),
         ("dit", []),
         ("dit.width", 3),
@@ -174,7 +184,7 @@ def test_a_transformer_alone(model):
         tt_jax.load(model)
     pipe = tt_jax.load(model, text=False)
     assert pipe.vae is None and pipe.text is None and pipe.tokenizer is None
-    assert pipe.config.dit == TINY.dit and pipe.config.window == TINY.window
+    assert pipe.config.dit == TINY.dit and pipe.config.rollout == TINY.rollout
     assert pipe.config.vae.latent_channels == TINY.dit.channels
     text = np.zeros((1, TINY.dit.text_len, TINY.dit.text_dim), np.float32)
     out = tt_jax.rollout(

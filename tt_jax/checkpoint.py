@@ -139,6 +139,8 @@ def _value(name: str, value: Any, wanted: Any, least: int = 1) -> Any:
         wanted = typing.get_args(wanted)[0]
     if typing.get_origin(wanted) is tuple and isinstance(value, list):
         inner = typing.get_args(wanted)[0]
+        if not value:
+            raise ValueError(f"{name} is empty")
         return tuple(_value(name, item, inner) for item in value)
     if wanted is int and type(value) is int and least <= value <= LARGEST:
         return value
