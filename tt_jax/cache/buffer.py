@@ -129,6 +129,19 @@ def write(
     return dataclasses.replace(context, **values, valid=mask, frame=frame)
 
 
+def drop(context: Context, slots: Bool[Array, " s"]) -> Context:
+    """Without the frames of the given slots."""
+    frame = jnp.where(slots, -1, context.frame)
+    return dataclasses.replace(context, frame=frame, valid=context.valid & ~slots[:, None])
+
+
+def frames_at(
+    values: Float[Array, "l b t n h"], slot: Int[Array, ""], per_frame: int, count: int = 1
+) -> Float[Array, "l b k n h"]:
+    """The entries of `count` slots from `slot` on."""
+    return jax.lax.dynamic_slice_in_dim(values, slot * per_frame, count * per_frame, axis=2)
+
+
 def prunable(context: Context, prune_sink: bool) -> Bool[Array, " s"]:
     """Slots whose entries a policy may drop: those that hold a frame, sinks only if asked for."""
     if prune_sink:

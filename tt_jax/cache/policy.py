@@ -6,7 +6,7 @@ given, its own arrays in `Context.memory`. Shapes never change. Each published o
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from tt_jax.nn.rope import rotation
 class Policy:
     """The interface; a policy overrides what is its own. All frames are latent frames."""
 
+    # What can be done at a prompt switch, the default first.
+    switches: ClassVar[tuple[str, ...]] = ("none",)
+
     @property
     def sinks(self) -> int:
         """Frames at the start of the video that are never evicted, nor pruned by TokenTrim."""
@@ -31,6 +34,11 @@ class Policy:
     @property
     def rotated(self) -> bool:
         """Whether keys are cached rotated, at their frames' absolute positions."""
+        return False
+
+    @property
+    def repeats_noise(self) -> bool:
+        """Whether every chunk begins from the same noise."""
         return False
 
     def check(self, chunk: int) -> None:
@@ -44,12 +52,19 @@ class Policy:
         """An empty buffer with the policy's own arrays."""
         return context
 
-    def begin(self, context: Context, first: Callable[[Any, Read], Any]) -> Context:
+    def begin(
+        self,
+        context: Context,
+        frame: Int[Array, ""],
+        size: int,
+        grid: tuple[int, int],
+        first: Callable[[Any, Read], Any],
+    ) -> Context:
         """The context that a chunk is made with, before any of its attempts: the same whenever the
         chunk is made again.
 
         first: makes the chunk's first denoising pass with a past and a `Read`, and returns what the
-            latter returns of each layer.
+            latter returns of each layer. Other arguments as in `read`.
         """
         return context
 
@@ -97,3 +112,28 @@ class Policy:
             the video.
         """
         return buffer.append(context, KV(*own), tokens, frames)
+
+    def switch(
+        self,
+        context: Context,
+        frame: Int[Array, ""],
+        how: str,
+        encode: Callable[[Float[Array, "b f p d"], Any, Read], Any],
+        grid: tuple[int, int],
+    ) -> Context:
+        """The context as the next chunk, of another prompt, shall find it.
+
+        how: one of `switches`; "none" leaves all as it is. encode: a pass at noise level 0 over
+            latent tokens under the new prompt, by a past and a `Read`; returns what that returns.
+        """
+        return context
+
+
+def check_window(frames: int, sink: int, chunk: int) -> None:
+    """Raises ValueError unless a window of `frames` has room for sinks, past and a chunk."""
+    if sink < 0:
+        raise ValueError(f"sink must be at least 0, not {sink}.")
+    if frames <= sink + chunk:
+        raise ValueError(
+            f"a window of {frames} frames must be longer than sink plus chunk, {sink} + {chunk}."
+        )

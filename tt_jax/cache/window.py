@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from tt_jax.cache.buffer import Context
-from tt_jax.cache.policy import Policy
+from tt_jax.cache.policy import Policy, check_window
 
 
 @jax.tree_util.register_static
@@ -41,13 +41,7 @@ class Window(Policy):
         return not self.relative
 
     def check(self, chunk: int) -> None:
-        if self.sink < 0:
-            raise ValueError(f"sink must be at least 0, not {self.sink}.")
-        if self.frames <= self.sink + chunk:
-            raise ValueError(
-                f"a window of {self.frames} frames must be longer than sink plus chunk, "
-                f"{self.sink} + {chunk}."
-            )
+        check_window(self.frames, self.sink, chunk)
 
     def slots(self, chunk: int) -> int:
         return self.frames - chunk

@@ -31,14 +31,8 @@ def rotation(
     made in float64 on the host (`frame % 4096`, `frame // 4096`), right to 8e-8 where a float32
     product of position and frequency is off by 2e-3 at frame 100,000.
     """
-    time, high, wide_ = _frequencies(head_dim)
-    steps = np.arange(FRAME_TABLE, dtype=np.float64)[:, None]
-    low_angle, high_angle = steps * time, steps * FRAME_TABLE * time
-    low, coarse = frames % FRAME_TABLE, frames // FRAME_TABLE
-    cos_a, sin_a = jnp.asarray(np.cos(low_angle))[low], jnp.asarray(np.sin(low_angle))[low]
-    cos_b, sin_b = jnp.asarray(np.cos(high_angle))[coarse], jnp.asarray(np.sin(high_angle))[coarse]
-    cos_t, sin_t = cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b
-
+    cos_t, sin_t = _in_time(frames, head_dim)
+    _, high, wide_ = _frequencies(head_dim)
     rows, columns = np.arange(height)[:, None] * high, np.arange(width)[:, None] * wide_
     grid = (frames.shape[0], height, width)
 
@@ -53,12 +47,40 @@ def rotation(
     )
 
 
+def rotation_at(
+    frames: Int[Array, "*b t"], places: Int[Array, "*b t"], height: int, width: int, head_dim: int
+) -> tuple[Float[Array, "*b t 1 pairs"], Float[Array, "*b t 1 pairs"]]:
+    """`rotation` of tokens one by one: their frames, and their places in a frame's grid."""
+    cos_t, sin_t = _in_time(frames, head_dim)
+    cos_0, sin_0 = rotation(jnp.zeros((1,), jnp.int32), height, width, head_dim)
+    count = cos_t.shape[-1]
+    cos = jnp.concatenate([cos_t, cos_0[places, count:]], axis=-1)
+    sin = jnp.concatenate([sin_t, sin_0[places, count:]], axis=-1)
+    return cos[..., None, :], sin[..., None, :]
+
+
+def _in_time(
+    frames: Int[Array, "*b f"], head_dim: int
+) -> tuple[Float[Array, "*b f pairs"], Float[Array, "*b f pairs"]]:
+    """Cosines and sines of the channel pairs that carry time."""
+    time = _frequencies(head_dim)[0]
+    steps = np.arange(FRAME_TABLE, dtype=np.float64)[:, None]
+    low_angle, high_angle = steps * time, steps * FRAME_TABLE * time
+    low, coarse = frames % FRAME_TABLE, frames // FRAME_TABLE
+    cos_a, sin_a = jnp.asarray(np.cos(low_angle))[low], jnp.asarray(np.sin(low_angle))[low]
+    cos_b, sin_b = jnp.asarray(np.cos(high_angle))[coarse], jnp.asarray(np.sin(high_angle))[coarse]
+    return cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b
+
+
 def rotate(
     x: Float[Array, "*b t n h"],
-    by: tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]],
+    by: tuple[Array, Array],
 ) -> Float[Array, "*b t n h"]:
-    """Turns adjacent channel pairs (2i, 2i + 1) by `rotation`'s angles; in at least float32."""
-    cos, sin = (part[:, None] for part in by)
+    """Turns adjacent channel pairs (2i, 2i + 1) by `rotation`'s angles; in at least float32.
+
+    by: cosines and sines `[t, pairs]`, or as `x` is shaped, an axis of heads included.
+    """
+    cos, sin = (part[:, None] if part.ndim == 2 else part for part in by)
     if x.dtype != wide_dtype(x.dtype):
         # Of 16 bits, the channels of a pair change places in a product, exactly, since each of its
         # sums has one term. On a TPU, moving them about takes eight times as long.

@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Key
 
 from tt_jax.cache.policy import Policy
 from tt_jax.cache.window import Window
-from tt_jax.models.dit import KV, DiT
-from tt_jax.nn.layers import wide
+from tt_jax.models.dit import KV, DiT, Read
+from tt_jax.nn.layers import unpatchify, wide
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.judge import judge
 from tt_jax.strategies.schedule import SHIFT, check_shift, time_sinusoid, warp
@@ -97,6 +97,8 @@ class SelfForcing:
         """Noise of every step of the next chunk; a fresh attempt goes on counting steps."""
         count = len(self.steps)
         chunks = jnp.full((count,), state.chunk)
+        if self.policy.repeats_noise:
+            chunks = chunks.at[0].set(0)
         return draw_noise(state.key, chunks, attempt * count + jnp.arange(count), shape)
 
     def _denoise(
@@ -170,6 +172,32 @@ class SelfForcing:
         past, read = self.policy.read(state.context, valid, state.frame, size, grid)
         return dit(latents, sinusoid, text, None, past, read=read, remat=remat)
 
+    def switch(
+        self, dit: DiT, text: KV, state: State, grid: tuple[int, int], how: str | None = None
+    ) -> State:
+        """The state as the next chunk finds it under another prompt, `text`.
+
+        grid: the latents' height and width. how: one of the cache policy's `switches`, its first if
+            not given.
+
+        Raises ValueError for one that the policy doesn't have.
+        """
+        policy = self.policy
+        how = policy.switches[0] if how is None else how
+        if how not in policy.switches:
+            names = ", ".join(policy.switches)
+            raise ValueError(f"{policy} has no switch {how!r}: give one of {names}.")
+        patch = dit.config.patch
+
+        def encode(tokens: Float[Array, "b f p d"], past: Any, read: Read) -> Any:
+            latents = unpatchify(tokens, patch, *grid)
+            sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, tokens.shape[1]))))
+            return dit(latents, sinusoid, text, None, past, read=read)[1]
+
+        side = (grid[0] // patch, grid[1] // patch)
+        context = policy.switch(state.context, state.frame, how, encode, side)
+        return dataclasses.replace(state, context=context)
+
     def condition(
         self, dit: DiT, text: KV, state: State, initial: Float[Array, "b f h w c"]
     ) -> State:
@@ -201,6 +229,15 @@ class SelfForcing:
         """Generates, judges and remembers one chunk (Algorithm 1)."""
         measured = 1 if trim.when == "first_step" else len(self.steps)
         shape = noise.shape[1:]
+        sinusoid = jnp.asarray(time_sinusoid(np.full((1, self.chunk), warp(self.steps)[0])))
+
+        def first(past: Any, read: Read) -> Any:
+            noisy = warp(self.steps)[0] * noise[0]
+            return dit(noisy, sinusoid, text, None, past, read=read)[1]
+
+        grid = (shape[2] // dit.config.patch, shape[3] // dit.config.patch)
+        context = self.policy.begin(state.context, state.frame, self.chunk, grid, first)
+        state = dataclasses.replace(state, context=context)
 
         def denoise(valid: Array, noise: Array) -> Array:
             x0 = jnp.zeros(shape, noise.dtype)
