@@ -229,11 +229,11 @@ class SelfForcing:
         """Generates, judges and remembers one chunk (Algorithm 1)."""
         measured = 1 if trim.when == "first_step" else len(self.steps)
         shape = noise.shape[1:]
-        sinusoid = jnp.asarray(time_sinusoid(np.full((1, self.chunk), warp(self.steps)[0])))
+        level = warp(self.steps, self.shift)[0]
+        sinusoid = jnp.asarray(time_sinusoid(np.full((1, self.chunk), level)))
 
         def first(past: Any, read: Read) -> Any:
-            noisy = warp(self.steps)[0] * noise[0]
-            return dit(noisy, sinusoid, text, None, past, read=read)[1]
+            return dit(level * noise[0], sinusoid, text, None, past, read=read)[1]
 
         grid = (shape[2] // dit.config.patch, shape[3] // dit.config.patch)
         context = self.policy.begin(state.context, state.frame, self.chunk, grid, first)
