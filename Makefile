@@ -6,8 +6,9 @@ PROMPT ?= a large red circle moving right slowly on a white background
 .PHONY: demo pictures test newest lint notebooks docs release clean
 
 # 30 seconds of Rolling Forcing on the embedded model, with and without TokenTrim:
-# demo/compare.mp4, .png and .json.
+# demo/compare.mp4, .png and .json, and each run's own video. What an earlier one wrote goes.
 demo: .venv/.installed
+	rm -rf demo
 	$(BIN)/tt-jax compare "$(PROMPT)" --seconds 30 --out demo \
 		--presets rolling-forcing rolling-forcing+tokentrim-no-flowmo
 

@@ -18,7 +18,9 @@ def main() -> None:
     shutil.copyfile(DEMO / "compare.png", HERE / "demo.png")
     shutil.copyfile(DEMO / "small" / "compare.png", HERE / "small.png")
     # Every model pixel is four of the video's: half of them is plenty.
-    frames = [f[::2, ::2] for f in itertools.islice(read_frames(DEMO / "compare.mp4"), 0, None, EVERY)]
+    frames = [
+        f[::2, ::2] for f in itertools.islice(read_frames(DEMO / "compare.mp4"), 0, None, EVERY)
+    ]
     first, *others = map(Image.fromarray, frames)
     first.save(
         HERE / "demo.webp", save_all=True, append_images=others, duration=1000 * EVERY // 16,

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import jax
@@ -17,10 +19,15 @@ from models import PROMPT
 from PIL import Image
 
 import tt_jax
+from convert import hub
 from tt_jax import pipeline, records
 from tt_jax.cli import main as cli
-from tt_jax.cli.main import keep_programs
+from tt_jax.cli import options, output, progress
+from tt_jax.evaluate import summary
 from tt_jax.media.write import write_video
+from tt_jax.models.configs import CONFIGS
+from tt_jax.strategies.presets import NAMES
+from tt_jax.trim.policies import POLICIES
 
 # Processes find the package wherever they run.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(tt_jax.__file__).parents[1])}
@@ -28,9 +35,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(tt_jax.__file__).parents[1])}
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Every command runs in an empty folder, and its compiled programs are kept nowhere."""
+    """Every command runs in an empty folder, and says nothing while it runs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "keep_programs", lambda: None)
+    monkeypatch.setattr(progress, "EVERY", 1e9)
 
 
 @pytest.fixture
@@ -66,7 +73,10 @@ def test_generate(run, tiny_model):
         "generate", PROMPT, "--seconds", "2.8", "--seed", "3", "--p", "0.2", "--lam", "-100",
         "--out", "made",
     )  # fmt: skip
-    assert (code, out, err) == (0, "made/video.mp4\n", "")
+    assert (code, out) == (0, "made/video.mp4\n")
+    first, second = err.splitlines()
+    assert first.startswith("tt-jax: TokenTrim: intervened in 1 of 4 chunks; ")
+    assert second == "tt-jax: picture: made/video.png; record: made/video.json"
     assert listing("made") == ["video.json", "video.mp4", "video.png"]
     assert frames("made/video.mp4") == 45
     record = json.loads(Path("made/video.json").read_text())
@@ -96,9 +106,21 @@ def test_compare_uses_the_same_noise(run):
     code, _, err = run(
         "compare", PROMPT, "--seconds", "2.8", "--p", "0.2", "--lam", "-100", "--out", "both/it.mp4"
     )
-    assert (code, err) == (0, "")
-    assert listing() == ["both/it.json", "both/it.mp4", "both/it.png"]
+    assert code == 0
+    assert listing() == [
+        "both/it-TokenTrim.mp4", "both/it-plain.mp4", "both/it.json", "both/it.mp4", "both/it.png",
+    ]  # fmt: skip
+    assert "plain: 1 of 4 chunks abnormal, none made again" in err
+    assert "TokenTrim: intervened in 1 of 4 chunks" in err and "both/it-plain.mp4" in err
     assert frames("both/it.mp4") == 45
+    # Each alone is measured, and its prompt found; the two together are not one video.
+    alone = {"plain": "it-plain.mp4", "TokenTrim": "it-TokenTrim.mp4"}
+    assert json.loads(Path("both/it.json").read_text())["samples"][0]["alone"] == alone
+    for name in alone.values():
+        path = Path("both") / name
+        assert frames(path) == 45 and summary.read_prompts([path], None) == {path: PROMPT}
+    with pytest.raises(ValueError, match="side by side"):
+        summary.read_prompts([Path("both/it.mp4")], None)
     sample = json.loads(Path("both/it.json").read_text())["samples"][0]
     plain, trimmed = sample["plain"], sample["TokenTrim"]
     assert [c["severity"] for c in plain] == [c["severity"] for c in trimmed]  # the first attempts
@@ -123,7 +145,8 @@ def test_start_from_a_picture_of_another_size(run):
     Image.fromarray(np.full((50, 80, 3), 200, np.uint8)).save("start.png")
     code, _, err = run("generate", PROMPT, "--seconds", "1", "--init", "start.png", "--out", "made")
     assert code == 0 and frames("made/video.mp4") == 16
-    assert err == "tt-jax: warning: start.png was resized and centre-cropped from 80x50 to 32x32.\n"
+    said = "tt-jax: warning: start.png was resized and centre-cropped from 80x50 to 32x32.\n"
+    assert err.startswith(said)
     record = json.loads(Path("made/video.json").read_text())
     assert record["initial"]["file"] == "start.png" and len(record["initial"]["sha256"]) == 64
 
@@ -133,7 +156,7 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         warnings.simplefilter("error")
         code, _, err = run("generate", PROMPT + " and so on" * 9, "--seconds", "0.5")
     assert code == 0
-    assert err.startswith("tt-jax: warning: Prompt 0 has ") and err.count("\n") == 1
+    assert err.startswith("tt-jax: warning: Prompt 0 has ") and err.count("warning") == 1
     assert "everything from '" in err and "left out" in err
 
 
@@ -176,7 +199,34 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         (["compare", "x", "--presets", "self-forcing", "b"], "there is no preset 'b'"),
         (["compare", "x", "--presets", "self-forcing", "self-forcing"], "two different presets"),
         (["generate", "x", "--preset", "rolling-forcing", "--sink", "3"], "an anchor of its own"),
-        (["generate", "x", "--preset", "rolling-forcing", "--seconds", "2"], "at least 5 blocks"),
+        (
+            ["generate", "x", "--preset", "rolling-forcing", "--seconds", "2"],
+            "at least 2.875 seconds",
+        ),
+        (["generate", "x", "--no-trim", "--retries", "3"], "under plain, but --retries is given"),
+        (
+            ["generate", "x", "--no-trim", "--p", "0.2", "--prune-sink"],
+            "--p, --prune-sink is given",
+        ),
+        (
+            ["generate", "x", "--preset", "self-forcing", "--p", "0.2"],
+            "self-forcing, but --p",
+        ),
+        (
+            ["compare", "x", "--presets", "self-forcing", "rolling-forcing", "--lam", "1"],
+            "--lam is",
+        ),
+        (["generate", "caf\udce9"], r"'caf\udce9' isn't UTF-8"),
+        (["generate", "x", "--out", "caf\udce9"], r"'caf\udce9' isn't UTF-8"),
+        (["generate", "x", "--seed", str(2**32)], "a seed is between"),
+        (["generate", "x", "--seed", "1e3"], "invalid seed value"),
+        (["generate", "x", "--out", "clip.webm"], "videos are written as .mp4, or give a folder"),
+        (["generate", "x", "--out", "sub/foo.AVI"], "videos are written as .mp4, or give a folder"),
+        (["generate", "x", "--out", "taken"], "taken/video.mp4 exists already"),
+        (["generate", "x", "--out", "taken/video.mp4"], "taken/video.mp4 exists already"),
+        (["generate", "x", "--out", "taken/other.mp4"], "taken/other.json exists already"),
+        (["generate", "x", "--out", "taken/a.mp4", "--batch", "2"], "taken/a-1.png exists already"),
+        (["compare", "x", "--out", "taken"], "taken/compare-plain.mp4 exists already"),
         (["generate"], "required: prompt"),
         (["paint", "x"], "invalid choice: 'paint'"),
         ([], "required: COMMAND"),
@@ -184,6 +234,9 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
 )
 def test_bad_input_is_one_sentence_and_nothing_written(run, arguments, message):
     Path("text.txt").write_text("no picture")
+    Path("taken").mkdir()
+    for name in ("video.mp4", "other.json", "a-1.png", "compare-plain.mp4"):
+        Path("taken", name).write_text("mine")
     if "start.mp4" in arguments:
         write_video("start.mp4", np.zeros((20, 64, 64, 3), np.uint8))
     before = listing()
@@ -199,6 +252,11 @@ def test_an_unknown_model(run):
     assert "there is no model 'wan3'" in err and "'shapes'" in err
 
 
+def test_a_model_that_can_be_fetched(run):
+    code, _, err = run("generate", "x", model="wan2.1-1.3b")
+    assert code == 2 and err.count("\n") == 1 and "`tt-jax fetch wan2.1-1.3b FOLDER`" in err
+
+
 def test_a_bidirectional_model_needs_to_be_allowed(run, tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "wan")
     config = json.loads((folder / "config.json").read_text())
@@ -207,15 +265,228 @@ def test_a_bidirectional_model_needs_to_be_allowed(run, tiny_model, tmp_path):
     assert code == 2 and "Self Forcing" in err and "--allow-bidirectional" in err
     assert not (tmp_path / "runs").exists()
     go_on = "--allow-bidirectional"
-    code, _, err = run("generate", PROMPT, "--seconds", "0.5", go_on, model=folder)
-    assert (code, err) == (0, "")
+    code, _, _ = run("generate", PROMPT, "--seconds", "0.5", go_on, model=folder)
+    assert code == 0
 
 
-def test_help_lists_the_commands(capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["--help"])
-    assert end.value.code == 0
-    assert {"generate", "compare"} <= set(capsys.readouterr().out.split())
+# --- names of files -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_second(run, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
+    first = run("generate", PROMPT, "--seconds", "0.5")[1].strip()
+    second = run("generate", PROMPT, "--seconds", "0.5")[1].strip()
+    assert os.path.dirname(second) == os.path.dirname(first) + "-2"
+    assert frames(first) == frames(second) == 8
+
+
+@pytest.mark.slow
+def test_a_name_that_was_taken_meanwhile(run, monkeypatch):
+    """Two processes were given one name, which was free when both began."""
+    Path("made").mkdir()
+    monkeypatch.setattr(
+        output, "refuse_existing", lambda _: Path("made/video.json").write_text("x")
+    )
+    code, out, _ = run("generate", PROMPT, "--seconds", "0.5", "--out", "made")
+    assert (code, out) == (0, "made/video_2.mp4\n")
+    assert listing("made") == ["video.json", "video_2.json", "video_2.mp4", "video_2.png"]
+    assert taken.read_text() == "x"
+    assert json.loads(Path("made/video_2.json").read_text())["samples"][0]["video"] == "video_2.mp4"
+
+
+def test_a_name_is_claimed_by_one_of_many(tmp_path):
+    plan = output.plan(tmp_path / "a.mp4", "", "video", samples=1)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: plan.claim(lambda o: {"path": str(o.path)}), range(8)))
+    assert {o.path.name for o in made} == {"a.mp4", *(f"a_{n}.mp4" for n in range(2, 9))}
+    for one in made:
+        assert json.loads(one.record.read_text()) == {"path": str(one.path)}
+
+
+@pytest.mark.parametrize(
+    ("out", "path"),
+    [
+        ("clip.mp4", "clip.mp4"),
+        ("clip.MP4", "clip.MP4"),
+        ("cat", "cat/video.mp4"),
+        ("v1.5", "v1.5/video.mp4"),
+        ("made.avi", "made.avi/video.mp4"),  # a folder that is there
+        ("made.mp4", "made.mp4/video.mp4"),
+    ],
+)
+def test_what_out_means(out, path, tmp_path):
+    for folder in ("made.avi", "made.mp4"):
+        (tmp_path / folder).mkdir()
+    assert output.plan(tmp_path / out, "", "video", samples=1).path == tmp_path / path
+
+
+def test_a_folder_of_ones_own_is_removed_when_nothing_can_be_written(tmp_path, monkeypatch):
+    plan = output.Output(tmp_path / "run" / "video.mp4", True, 1)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        plan.claim(lambda _: {})
+    assert not list(tmp_path.iterdir())
+
+
+# --- what is said -------------------------------------------------------------------------------
+
+
+class Steps:
+    """A run's chunks as `Tally` counts them: 9 frames, then 12 each, abnormal from the third on."""
+
+    def __init__(self, chunks, pause=0.0):
+        self.chunks, self.pause = chunks, pause
+
+    def __iter__(self):
+        for i in range(self.chunks):
+            time.sleep(self.pause)
+            rollout = SimpleNamespace(
+                triggered=np.array([[i > 1]]), severity=np.array([[np.nan if i == 0 else 0.5]])
+            )
+            yield SimpleNamespace(
+                total=self.chunks, frames=np.zeros((1, 12 if i else 9, 2, 2, 3)), rollout=rollout
+            )
+
+
+def test_what_is_said_of_a_run(monkeypatch):
+    clock = iter([0.0, 0.0, 20.0, 22.0, 24.0, 24.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    tally, chunks = progress.Tally("TokenTrim", 480, 16, acts=True), iter(Steps(41))
+    assert str(tally) == "compiling, 0:00"
+    tally.add(next(chunks))
+    assert str(tally) == "chunk 1 of 41, 0.6 of 30.0 s, 0 interventions"
+    tally.add(next(chunks))
+    tally.add(next(chunks))
+    assert str(tally) == (
+        "chunk 3 of 41, 2.1 of 30.0 s, 6.0 frames/s, 1:16 left, severity 0.500, 1 intervention"
+    )
+    tally.acts, tally.abnormal = False, 2
+    assert str(tally).endswith("2 abnormal chunks")
+
+
+def test_lines_without_a_terminal(monkeypatch, capsys):
+    """Even while nothing comes of the run, as while it is compiled."""
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    monkeypatch.setattr(progress.Video, "collect", lambda stream, add: [add(c) for c in stream])
+    tally = progress.Tally("plain", 21, 16, acts=False)
+    progress.watch(Steps(2, pause=0.4), tally)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "tt-jax: plain: compiling, 0:00"
+    assert lines[-1].startswith("tt-jax: plain: chunk 1 of 2, 0.6 of 1.3 s")
+
+
+@pytest.mark.slow
+def test_the_bar_on_a_terminal(tiny_model, tmp_path):
+    main, ours = os.openpty()
+    command = [sys.executable, "-m", "tt_jax", "generate", PROMPT, "--model", str(tiny_model)]
+    environment = ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "150", "XDG_CACHE_HOME": "cache"}
+    process = subprocess.Popen(
+        [*command, "--seconds", "1", "--out", "made"], env=environment, stderr=ours,
+        stdout=subprocess.PIPE, cwd=tmp_path,
+    )  # fmt: skip
+    os.close(ours)
+    said = b""
+    try:
+        while data := os.read(main, 4096):
+            said += data
+    except OSError:  # the other end is closed
+        pass
+    process.communicate()
+    os.close(main)
+    assert b"compiling" in said and b"chunk 2 of 2, 1.0 of 1.0 s" in said and b"?" not in said
+
+
+# --- the program --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["generate", "--help"], ["generate"], ["eval", "--nothing"], []],
+)
+def test_help_and_errors_of_arguments_import_no_jax(arguments):
+    code = """
+import sys
+from tt_jax.cli.main import main
+try:
+    main()
+finally:
+    heavy = {"jax", "flax", "numpy", "av", "PIL", "matplotlib"} & sys.modules.keys()
+    print(*heavy, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == (0 if {"--help", "--version"} & {*arguments} else 2)
+    assert done.stderr.splitlines()[-1] == ""
+
+
+def test_version_and_help(capsys):
+    for arguments, said in [
+        (["--version"], [f"tt-jax {tt_jax.__version__}"]),
+        (["--help"], ["generate", "compare", "eval", "fetch"]),
+        (["generate", "--help"], ["(default: 30.0)", "(default: 0.1)", "tt-jax fetch", "top"]),
+        (["compare", "--help"], ["(default: 0)", "deviations above the mean"]),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        out = " ".join(capsys.readouterr().out.split())
+        assert end.value.code == 0 and all(words in out for words in said)
+        assert "None" not in out and "False" not in out
+
+
+def test_names_and_defaults_are_the_libraries():
+    assert tuple(POLICIES) == options.POLICIES
+    assert sorted(options.PRESETS) == sorted(NAMES)
+    assert sorted(options.MODELS) == sorted(CONFIGS)
+    assert sorted(options.FETCHED) == sorted(hub.KNOWN)
+    trim = dataclasses.asdict(tt_jax.TokenTrim())
+    switches = {"resample_noise": False, "prune_sink": False}
+    assert options.TRIM | switches == trim
+
+
+def test_the_process_is_left_as_it_was(run, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before = dict(os.environ), signal.getsignal(signal.SIGINT), list(warnings.filters)
+    values = jax.config.jax_compilation_cache_dir, jax.config.jax_platforms
+    assert run("plan", "--device", "rtx4090", "--seconds", "1")[0] in (0, 1)
+    assert run("generate", "")[0] == 2
+    after = dict(os.environ), signal.getsignal(signal.SIGINT), list(warnings.filters)
+    assert after == before
+    assert values == (jax.config.jax_compilation_cache_dir, jax.config.jax_platforms)
+
+
+def test_beside_the_main_thread(run):
+    with ThreadPoolExecutor(1) as pool:
+        code, _, err = pool.submit(run, "generate", "").result()
+    assert code == 2 and "the prompt is empty" in err
+
+
+@pytest.mark.slow
+def test_without_a_home(tiny_model, tmp_path):
+    """No HOME, and a user whom the system doesn't know: nothing is kept, and all else works."""
+    code = """
+import os, sys
+os.environ.pop("HOME", None)
+os.environ.pop("XDG_CACHE_HOME", None)
+import pwd
+def unknown(uid):
+    raise KeyError(uid)
+pwd.getpwuid = unknown
+from tt_jax.cli.main import main
+sys.exit(main())
+"""
+    command = [sys.executable, "-c", code, "generate", PROMPT, "--model", str(tiny_model)]
+    done = subprocess.run(
+        [*command, "--seconds", "0.5", "--out", "made"], env=ENVIRONMENT, cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert frames(tmp_path / "made" / "video.mp4") == 8
 
 
 # --- failures on the way ------------------------------------------------------------------------
@@ -236,7 +507,7 @@ def test_latents_that_are_not_finite(run, monkeypatch):
 
 
 def test_a_full_disk(run, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(records, "save", full)
@@ -283,21 +554,22 @@ sys.exit(main())
 """
     half = tmp_path / "made"
     interrupt(tiny_model, tmp_path, lambda: any(half.glob(".*.png")), 0.5, wrapper=("-c", slow))
-    assert listing("made") == ["video.mp4"] and frames("made/video.mp4") == 8
+    assert listing("made") == ["video.json", "video.mp4"] and frames("made/video.mp4") == 8
 
 
 # --- cache -------------------------------------------------------------------------------------
 
 
 def test_compiled_programs_are_kept(tmp_path, monkeypatch):
-    before = jax.config.jax_compilation_cache_dir
+    name = "JAX_COMPILATION_CACHE_DIR"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    try:
-        jax.config.update("jax_compilation_cache_dir", None)
-        keep_programs()
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "tt-jax" / "programs")
-        jax.config.update("jax_compilation_cache_dir", "/else/where")
-        keep_programs()
-        assert jax.config.jax_compilation_cache_dir == "/else/where"
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    monkeypatch.delenv(name, raising=False)
+    cli.keep_programs()
+    assert os.environ.pop(name) == str(tmp_path / "tt-jax" / "programs")
+    monkeypatch.setenv(name, "/else/where")
+    cli.keep_programs()
+    assert os.environ.pop(name) == "/else/where"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cli.keep_programs()
+    assert name not in os.environ

@@ -1,11 +1,16 @@
+import dataclasses
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tt_jax import records
 from tt_jax._rollout import Rollout
 from tt_jax.pipeline import Video
 from tt_jax.plots import drift as plots
@@ -31,7 +36,7 @@ def make(hits=HITS, chunks=CHUNKS):
     frames = rng.integers(0, 255, (1, starts[-1] + 12, 16, 24, 3), np.uint8)
     rollout = Rollout(
         latents=None, drift=drift, pruned=pruned, severity=first, accepted_severity=severity,
-        threshold=threshold, triggered=triggered, kept_fraction=None, state=None,
+        threshold=threshold, triggered=triggered, kept_fraction=np.ones((1, chunks)), state=None,
     )  # fmt: skip
     return Video(frames, rollout, starts, None)
 
@@ -111,7 +116,7 @@ def test_columns_prefer_interventions(count, hits, shown):
 @pytest.mark.parametrize("labels", [("TokenTrim",), ("plain", "TokenTrim")])
 def test_picture(labels, tmp_path):
     runs = {label: make(HITS if label == "TokenTrim" else ()) for label in labels}
-    prompt = "a prompt for $5 and $6 with 日本語 and " + "words " * 40
+    prompt = "a prompt for $5 and $6 with жук and " + "words " * 40
     figure = plots.picture(runs, prompt, "a note")
     # One panel; for each run nine frames, nine maps and the colour scale.
     assert len(figure.axes) == 1 + 19 * len(labels)
@@ -132,3 +137,56 @@ def test_pyplot_stays_out():
     code = "import sys, tt_jax.plots.drift; print('matplotlib.pyplot' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_a_continuation_by_less_than_a_chunk(tmp_path):
+    """Its one frame was decoded before: none of its chunk's own is shown."""
+    video = dataclasses.replace(
+        make((), 1), starts=(11,), frames=np.zeros((1, 1, 16, 24, 3), np.uint8)
+    )
+    assert video.ends == (11,)
+    style.save(plots.picture({"TokenTrim": video}, "short"), tmp_path / "a.png")
+    assert records.chunks(video, 0)[0]["start"] == records.chunks(video, 0)[0]["end"] == 11 / 16
+
+
+@pytest.fixture
+def glyph_font(tmp_path):
+    """A font that is installed for this test and draws 木 and 🐈, which matplotlib's own lacks."""
+    letters = {"木": "tree", "🐈": "cat"}
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", *letters.values()])
+    builder.setupCharacterMap({ord(letter): name for letter, name in letters.items()})
+    pen = TTGlyphPen(None)
+    for i, corner in enumerate([(0, 0), (0, 700), (700, 700), (700, 0)]):
+        (pen.lineTo if i else pen.moveTo)(corner)
+    pen.closePath()
+    square = pen.glyph()
+    builder.setupGlyf(dict.fromkeys([".notdef", *letters.values()], square))
+    builder.setupHorizontalMetrics(dict.fromkeys([".notdef", *letters.values()], (800, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Two Glyphs", "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=800, usWeightClass=400)
+    builder.setupPost()
+    builder.save(tmp_path / "two.ttf")
+    known = list(font_manager.fontManager.ttflist)
+    font_manager.fontManager.addfont(tmp_path / "two.ttf")
+    yield
+    font_manager.fontManager.ttflist[:] = known
+    font_manager.fontManager._findfont_cached.cache_clear()
+
+
+def test_letters_are_drawn_by_a_font_that_has_them(glyph_font, tmp_path):
+    assert style.drawable("a 木 and 🐈") == ("a 木 and 🐈", ["sans-serif", "Two Glyphs"])
+    assert style.drawable("a tree") == ("a tree", ["sans-serif"])
+    # Matplotlib warns of letters that are drawn as boxes, and warnings are errors here.
+    style.save(plots.picture({"TokenTrim": make()}, "a 木 and 🐈"), tmp_path / "a.png")
+
+
+def test_letters_that_no_font_has_are_left_out_aloud(tmp_path, monkeypatch):
+    unknown = "\ue123\ue124"  # of the private use area
+    with pytest.warns(UserWarning, match=f"no installed font has {unknown}: left out"):
+        assert style.drawable(f"a {unknown} b") == ("a b", ["sans-serif"])
+    with pytest.warns(UserWarning, match="left out"):
+        figure = plots.picture({"TokenTrim": make()}, f"a {unknown} b")
+    assert "a b" in [text.get_text() for text in figure.texts]
+    style.save(figure, tmp_path / "a.png")

@@ -46,36 +46,63 @@ class VideoState:
 
     A video made by Rolling Forcing is continued from before its last 4 chunks, which are made again
     with what follows them: the continuation's frames replace those from `Video.starts[-4]` on.
+
+    Attributes:
+        rollout: the rollout's own state.
+        cache: the VAE's.
+        surplus: frames, uint8, that are decoded already but lie beyond the seconds that were asked
+            for: the continuation's first.
     """
 
     rollout: State
-    cache: Cache  # of the VAE
-    # Decoded already, but beyond the seconds that were asked for: the continuation's first frames.
+    cache: Cache
     surplus: UInt8[np.ndarray, "b t h w 3"]
+
+    def __repr__(self) -> str:
+        batch, frames, height, width, _ = self.surplus.shape
+        return f"VideoState({_count(batch)} of {width}x{height}, {frames} frames ahead)"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chunk:
     """One chunk of a stream.
 
-    number: of the chunk in its rollout, from 0. start: the frame, counted from the stream's first,
-        at which its own frames begin (before it, in the first chunk: the initial frames, or the
-        surplus of the video that is continued). total: chunks of the stream.
+    Attributes:
+        number: of the chunk in its rollout, from 0.
+        start: the frame, counted from the stream's first, at which its own frames begin (before it,
+            in the first chunk: the initial frames, or the surplus of the video that is continued).
+        total: chunks of the stream.
+        frames: what is new to see, uint8.
+        rollout: of this chunk alone.
+        state: continue from here.
     """
 
     number: int
     start: int
     total: int
     frames: UInt8[np.ndarray, "b t h w 3"]
-    rollout: Rollout  # of this chunk alone
+    rollout: Rollout
     state: VideoState
+
+    def __repr__(self) -> str:
+        batch, frames, height, width, _ = self.frames.shape
+        return (
+            f"Chunk(number {self.number}, {self.total} in all; {_count(batch)}, {frames} frames of "
+            f"{width}x{height})"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Video:
     """A generated video: frames, and the rollout behind them.
 
-    starts: the frame at which each chunk begins. state: continue from here.
+    Attributes:
+        frames: uint8 RGB.
+        rollout: latents, and what TokenTrim saw and did in each chunk.
+        starts: the frame at which each chunk begins; that of a short continuation may lie behind
+            its frames, which were decoded before.
+        state: continue from here.
+        fps: frames a second.
     """
 
     frames: UInt8[np.ndarray, "b t h w 3"]
@@ -84,11 +111,31 @@ class Video:
     state: VideoState
     fps: int = FPS
 
+    def __repr__(self) -> str:
+        batch, frames, height, width, _ = self.frames.shape
+        return (
+            f"Video({_count(batch)}, {frames} frames of {width}x{height}, "
+            f"{frames / self.fps:.4g} s, {len(self.starts)} chunks)"
+        )
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The frame at which each chunk ends; its start, where none of its frames is shown."""
+        return (*self.starts[1:], max(self.starts[-1], self.frames.shape[1]))
+
     @classmethod
     def collect(
         cls, chunks: Iterable[Chunk], progress: Callable[[Chunk], None] | None = None
     ) -> "Video":
-        """All chunks of a stream as one video; `progress` is called with each of them."""
+        """Joins all chunks of a stream.
+
+        Args:
+            chunks: what `Pipeline.stream` yields.
+            progress: called with each of them.
+
+        Raises:
+            ValueError: there is no chunk.
+        """
         frames, starts, records = [], [], []
         state: VideoState | None = None
         for chunk in chunks:
@@ -116,7 +163,17 @@ class Video:
         return [path.with_stem(f"{path.stem}-{i}") for i in range(len(self.frames))]
 
     def save(self, path: Path | str) -> list[Path]:
-        """Writes an mp4 file for each sample and returns their paths; see `media.write`."""
+        """Writes an mp4 file for each sample, as `media.write.write_video` does.
+
+        Args:
+            path: the file's name, as in `paths`.
+
+        Returns:
+            The files.
+
+        Raises:
+            OSError: one can't be written.
+        """
         from tt_jax.media.write import write_video  # here: importing tt_jax stays light
 
         paths = self.paths(path)
@@ -125,13 +182,22 @@ class Video:
         return paths
 
 
+def _count(batch: int) -> str:
+    return f"{batch} sample" if batch == 1 else f"{batch} samples"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A text-to-video model: its three networks, tokenizer, sizes and kind (`checkpoint.KINDS`).
+    """A text-to-video model.
 
-    text: None if it was loaded without: prompts are embeddings then, see `encode_prompts`.
-    vae, tokenizer: None if the folder has none and the model was loaded without its text encoder:
-        then there are latents only, by `rollout(pipe.dit, ...)`.
+    Attributes:
+        dit: the transformer.
+        vae: None if the model's folder has none: `rollout` makes latents then, but nothing a video.
+        text: the text encoder; None if it was loaded without: prompts are embeddings then, see
+            `encode_prompts`.
+        tokenizer: None where there is none and no text encoder.
+        config: sizes; of parts that the folder lacks, Wan's.
+        kind: what the transformer was trained to do, one of `checkpoint.KINDS`.
     """
 
     dit: DiT
@@ -155,9 +221,16 @@ class Pipeline:
             )
 
     def encode_prompt(self, prompts: str | Sequence[str]) -> Float[Array, "b l e"]:
-        """Prompt embeddings `[B, text_len, text_dim]`, zero rows after each prompt's end.
+        """Encodes prompts; warns when one is too long.
 
-        Warns when a prompt is too long. Raises ValueError for an empty one, and without an encoder.
+        Args:
+            prompts: one or several.
+
+        Returns:
+            Embeddings `[B, text_len, text_dim]`, zero rows after each prompt's end.
+
+        Raises:
+            ValueError: a prompt is empty, or the text encoder isn't loaded.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         check_prompts(prompts)
@@ -169,10 +242,19 @@ class Pipeline:
     def encode_video(
         self, frames: np.ndarray, batch: int, size: tuple[int, int]
     ) -> Float[Array, "b t h w c"]:
-        """Latents of frames to start from, for a batch of videos of `size` (height, width).
+        """Encodes frames to start from.
 
-        frames: `[T, H, W, 3]` for all samples or `[B, T, H, W, 3]`; uint8, or float in [0, 1]. Of
-        frames that don't fill a latent frame the first ones are left out. Raises ValueError.
+        Args:
+            frames: `[T, H, W, 3]` for all samples or `[B, T, H, W, 3]`; uint8, or float in [0, 1].
+                Of frames that don't fill a latent frame the first ones are left out.
+            batch: number of videos that start from them.
+            size: their height and width.
+
+        Returns:
+            Latents of each video, float32.
+
+        Raises:
+            ValueError: the frames have another shape or range, or there is no VAE.
         """
         self._check_vae()
         frames = np.asarray(frames)
@@ -205,10 +287,22 @@ class Pipeline:
         state: VideoState | None = None,
         progress: Callable[[Chunk], None] | None = None,
     ) -> Video:
-        """A video of exactly `round(16 * seconds)` frames; what `stream` yields, joined.
+        """Makes a video of exactly `round(16 * seconds)` frames: what `stream` yields, joined.
 
-        progress: called with every `Chunk` as soon as it is there. The other arguments and the
-        errors are those of `stream`.
+        Args:
+            prompt: as in `stream`, and so are the others.
+            seconds: of the whole video.
+            seed: of all noise.
+            trim: TokenTrim's settings.
+            strategy: how chunks are made.
+            size: height and width in pixels.
+            initial: frames to start from.
+            state: a video to continue.
+            progress: called with every `Chunk` as soon as it is there.
+
+        Raises:
+            ValueError: the request can't be.
+            NonFiniteError: a chunk's latents aren't finite.
         """
         chunks = self.stream(
             prompt, seconds=seconds, seed=seed, trim=trim, strategy=strategy, size=size,
@@ -228,23 +322,33 @@ class Pipeline:
         initial: np.ndarray | None = None,
         state: VideoState | None = None,
     ) -> Iterator[Chunk]:
-        """Yields each chunk as soon as it is accepted; the same as one `rollout` over all of them.
+        """Makes a video chunk by chunk; the same as one `rollout` over all of them.
 
-        prompt: one, several (a batch), or embeddings from `encode_prompt`.
-        seconds: of the whole stream, initial frames included; exactly `round(16 * seconds)` frames.
-        trim, strategy: `TokenTrim()` and `self.strategy()` if not given.
-        size: height and width in pixels, the model's own if not given.
-        initial: frames to start from, see `encode_video`; they come first.
-        state: `Video.state` or `Chunk.state`, to continue that video by `seconds`, with the same
-            batch, strategy and trim; seed and size are then the state's.
+        Args:
+            prompt: one, several (a batch), or embeddings from `encode_prompt`.
+            seconds: of the whole stream, initial frames included; exactly `round(16 * seconds)`
+                frames.
+            seed: of all noise, from 0 to 2**32 - 1.
+            trim: `TokenTrim()` if not given.
+            strategy: `self.strategy()` if not given.
+            size: height and width in pixels, the model's own if not given.
+            initial: frames to start from, see `encode_video`; they come first.
+            state: `Video.state` or `Chunk.state`, to continue that video by `seconds`, with the
+                same batch, strategy and trim; seed and size are then the state's.
 
-        Raises ValueError for a request that can't be, at once, and NonFiniteError at a chunk whose
-        latents aren't finite.
+        Yields:
+            Each chunk as soon as it is accepted.
+
+        Raises:
+            ValueError: the request can't be; at once, not at the first chunk.
+            NonFiniteError: a chunk's latents aren't finite.
         """
         self._check_vae()
         encoded = isinstance(prompt, jax.Array | np.ndarray)
         text = jnp.asarray(prompt) if encoded else self.encode_prompt(prompt)
         strategy = self.strategy() if strategy is None else strategy
+        if not 0 <= seed < 2**32:  # JAX's keys drop what is beyond
+            raise ValueError(f"a seed is between 0 and {2**32 - 1}, not {seed}.")
         frames = frame_count(seconds)
         if state is not None:
             if initial is not None or size is not None:
@@ -266,6 +370,16 @@ class Pipeline:
             )
         trim = TokenTrim() if trim is None else trim
         chunks = -(-missing // strategy.chunk)
+        if chunks <= strategy.lag:
+            least = strategy.lag * strategy.chunk + 1  # latent frames
+            if state is None:
+                least = 2 + stride * (least + given - 2)
+            else:
+                least = 1 + stride * (least - 1) + state.surplus.shape[1]
+            raise ValueError(
+                f"{type(strategy).__name__} works on {strategy.lag + 1} chunks at once: it makes "
+                f"at least {least / FPS:g} seconds here, not {seconds:g}."
+            )
         strategy.check(chunks, trim, given)
         return self._stream(text, frames, chunks, seed, strategy, trim, size, latents, state)
 
@@ -342,16 +456,19 @@ def load(
     mesh: Mesh | None = None,
     text: bool = True,
 ) -> Pipeline:
-    """Loads a model: "shapes", which is embedded, or the folder of a converted checkpoint.
+    """Loads a model.
 
-    dtype: of all weights; float32 on a CPU and bfloat16 on a GPU or TPU if not given.
-    allow_bidirectional: load a model that wasn't trained to generate chunk by chunk too.
-    mesh: of devices that the weights are parted over (`sharding.make_mesh`); call what needs the
-        pipeline under `with jax.set_mesh(mesh)` then.
-    text: load the text encoder too; without it prompts are embeddings (`encode_prompts`), and the
-        folder needs no more than a transformer.
+    Args:
+        model: "shapes", which is embedded, or the folder of a converted checkpoint.
+        dtype: of all weights; float32 on a CPU and bfloat16 on a GPU or TPU if not given.
+        allow_bidirectional: load a model that wasn't trained to generate chunk by chunk too.
+        mesh: of devices that the weights are sharded over (`sharding.make_mesh`); call what needs
+            the pipeline under `with jax.set_mesh(mesh)` then.
+        text: load the text encoder too; without it prompts are embeddings (`encode_prompts`), and
+            the folder needs no more than a transformer.
 
-    Raises ModelError.
+    Raises:
+        ModelError: there is no such model, it lacks a part, or it is bidirectional.
     """
     folder = find(model)
     config, kind = read_config(folder, PARTS if text else ("dit",))

@@ -2,7 +2,6 @@
 transformer, and is needed for a moment. What it said of the latest prompts is kept on disk."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,28 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from tt_jax import __version__
 from tt_jax.checkpoint import default_dtype, find, load_part, load_tokenizer, read_config
-from tt_jax.files import atomic
+from tt_jax.files import atomic, cache_folder
 from tt_jax.models.tokenizer import clean
 
 KEPT = 64  # prompts; a megabyte or so each, of Wan's
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Raises ValueError if one of the prompts is empty, or there is none."""
+    """Looks at prompts before anything else is done with them.
+
+    Args:
+        prompts: all of a batch.
+
+    Raises:
+        ValueError: one of them is empty or no Unicode text, or there is none.
+    """
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the prompt {prompt!a} isn't Unicode text.") from None
     if not prompts or not all(clean(prompt) for prompt in prompts):
         raise ValueError("the prompt is empty: say what the video should show.")
 
@@ -37,12 +49,23 @@ def encode_text(
 def encode_prompts(
     model: str | Path, prompts: str | Sequence[str], dtype: DTypeLike | None = None
 ) -> Float[Array, "b l e"]:
-    """Embeddings `[B, text_len, text_dim]` of prompts by the text encoder of a model alone.
+    """Encodes prompts by the text encoder of a model alone.
 
     The encoder is loaded only if a prompt isn't among the latest, and freed before this returns:
-    what is left of a device's memory is for `load(model, text=False)`. dtype: as in `load`.
+    what is left of a device's memory is for `load(model, text=False)`. Warns when a prompt is too
+    long.
 
-    Warns when a prompt is too long. Raises ValueError for an empty one, and ModelError.
+    Args:
+        model: as in `load`.
+        prompts: one or several.
+        dtype: as in `load`.
+
+    Returns:
+        Embeddings `[B, text_len, text_dim]` in `dtype`, zero rows after each prompt's end.
+
+    Raises:
+        ValueError: a prompt is empty or no Unicode text.
+        ModelError: the model's folder can't be used.
     """
     folder = find(model)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -68,20 +91,25 @@ def encode_prompts(
 
 
 def _origin(folder: Path, dtype: jnp.dtype) -> str:
-    """What tells a text encoder from all others: its files and when they were written."""
+    """What tells an encoder's answers from all others: its files and when they were written, the
+    programs that run it, and on what."""
     files = [folder / "tokenizer.model", *sorted((folder / "text").rglob("*"))]
     facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-    return repr((facts, dtype.name))
+    programs = __version__, jax.__version__, jax.default_backend()
+    return repr((facts, dtype.name, programs))
 
 
-def _place(origin: str, prompt: str) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _place(origin: str, prompt: str) -> Path | None:
+    """The file of a prompt's embedding; None where there is no place for caches."""
+    folder = cache_folder("prompts")
     name = hashlib.sha256(f"{origin}\n{prompt}".encode()).hexdigest()
-    return home / "tt-jax" / "prompts" / f"{name}.npy"
+    return folder and folder / f"{name}.npy"
 
 
-def _read(path: Path, count: int, dim: int) -> Float[np.ndarray, "{count} {dim}"] | None:
+def _read(path: Path | None, count: int, dim: int) -> Float[np.ndarray, "{count} {dim}"] | None:
     """What is kept under a name; None if nothing is, or something else."""
+    if path is None:
+        return None
     try:
         rows = np.load(path)
     except (OSError, ValueError, EOFError):
@@ -89,8 +117,10 @@ def _read(path: Path, count: int, dim: int) -> Float[np.ndarray, "{count} {dim}"
     return rows if rows.shape == (count, dim) and rows.dtype == np.float32 else None
 
 
-def _write(path: Path, rows: Float[np.ndarray, "n d"]) -> None:
+def _write(path: Path | None, rows: Float[np.ndarray, "n d"]) -> None:
     """Keeps a prompt, in place of the oldest one if there are too many; or not, on a full disk."""
+    if path is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as aside:

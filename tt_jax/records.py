@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ def chunks(video: Video, sample: int) -> list[dict[str, Any]]:
     """
     record = {name: np.asarray(getattr(video.rollout, name))[sample] for name in NUMBERS}
     dropped = (np.asarray(video.rollout.pruned)[sample] > 0).mean(axis=(1, 2))
-    ends = [*video.starts[1:], video.frames.shape[1]]
     return [
         {
             "chunk": i + 1,
@@ -52,7 +51,7 @@ def chunks(video: Video, sample: int) -> list[dict[str, Any]]:
             **{name: value(record[name][i]) for name in NUMBERS},
             "dropped": value(dropped[i]),
         }
-        for i, (start, end) in enumerate(zip(video.starts, ends, strict=True))
+        for i, (start, end) in enumerate(zip(video.starts, video.ends, strict=True))
     ]
 
 
@@ -62,15 +61,35 @@ def value(number: Any) -> float | bool | None:
     return number if math.isfinite(number) else None
 
 
-def save(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record, whole or not at all."""
-    with atomic(path) as aside:
-        aside.write_text(json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+def save(path: Path, record: dict[str, Any], *, new: bool = False) -> None:
+    """Writes a record, whole or not at all; `new`: FileExistsError where there is one."""
+    with atomic(path, new=new) as aside:
+        text = json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False)
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
-def samples(videos: dict[str, Video], files: Sequence[Path]) -> list[dict[str, Any]]:
-    """For each sample its video's file and, by the run's label, its chunks."""
+def samples(
+    videos: Mapping[str, Video],
+    files: Sequence[Path],
+    alone: Mapping[str, Sequence[Path]] | None = None,
+) -> list[dict[str, Any]]:
+    """What was measured of each sample.
+
+    Args:
+        videos: of each run, by its label.
+        files: of each sample, the video that was written.
+        alone: by a run's label, the videos of each sample that show it alone.
+
+    Returns:
+        For each sample the name of its video's file, of the runs' own ("alone", by label; none for
+        a single run), and by label the run's chunks.
+    """
+    alone = alone or {}
     return [
-        {"video": file.name, **{label: chunks(video, i) for label, video in videos.items()}}
+        {
+            "video": file.name,
+            "alone": {label: paths[i].name for label, paths in alone.items()},
+            **{label: chunks(video, i) for label, video in videos.items()},
+        }
         for i, file in enumerate(files)
     ]

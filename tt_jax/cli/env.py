@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tt_jax import __version__
+from tt_jax.files import cache_folder
 
 PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jaxtyping", "numpy", "imageio", "av",
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jaxtyping", "numpy", "av",
     "pillow", "safetensors", "matplotlib", "rich", "sentencepiece", "ftfy",
 )  # fmt: skip
 EXTRAS = (
@@ -95,13 +96,12 @@ def host() -> Iterator[tuple[str, str]]:
 
 def caches() -> Iterator[tuple[str, str]]:
     """Where compiled programs and prompts are kept, and how much."""
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tt-jax"
-    except RuntimeError:
+    programs, prompts = cache_folder("programs"), cache_folder("prompts")
+    if programs is None or prompts is None:
         yield "none", "there is no home folder, and XDG_CACHE_HOME isn't set"
         return
-    programs = os.environ.get("JAX_COMPILATION_CACHE_DIR") or home / "programs"
-    for name, folder in (("programs", Path(programs)), ("prompts", home / "prompts")):
+    programs = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or programs)
+    for name, folder in (("programs", programs), ("prompts", prompts)):
         yield name, f"{folder}: {contents(folder)}"
 
 

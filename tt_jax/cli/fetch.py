@@ -1,22 +1,22 @@
 """`tt-jax fetch`: a published model, downloaded and converted."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tt_jax.cli.console import say
+from tt_jax.cli.options import FETCHED
 
 
 def add(commands: Any) -> None:
     """Registers the command."""
     parser = commands.add_parser("fetch", help="download a published model and convert it")
-    parser.add_argument("name", help="wan2.1-1.3b, wan2.1-14b, self-forcing or rolling-forcing")
+    parser.add_argument("name", help=f"one of {', '.join(FETCHED)}")
     parser.add_argument("folder", type=Path, help="the model's folder; its other parts are kept")
     parser.add_argument("--revision", default="main", help="branch, tag or commit")
-    parser.set_defaults(check=check)
+    parser.set_defaults(check=check, cleans_up=True)
 
 
 def check(args: argparse.Namespace) -> Callable[[], int]:
@@ -27,7 +27,6 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
         raise ValueError(f"there is no {args.name!r} to fetch, only {', '.join(hub.KNOWN)}.")
 
     def work() -> int:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # it cleans up; no XLA runs here
         try:
             print(*hub.fetch(args.name, args.folder, args.revision, say), sep="\n")
         except hub.BadInput as error:

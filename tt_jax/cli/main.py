@@ -13,19 +13,30 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
+from tt_jax import __version__
 from tt_jax.cli import compare, env, eval, fetch, generate, lab, plan, verify
 from tt_jax.cli.console import say
 from tt_jax.errors import NonFiniteError
-from tt_jax.files import discard_unfinished
+from tt_jax.files import cache_folder, discard_unfinished
 
 Work = Callable[[], int | None]  # an exit code, if not 0
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default in (None, False) or "default" in (action.help or "")
+        return action.help if plain else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the usage."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": Help, **settings})
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
@@ -33,18 +44,34 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code.
+    """Runs one command.
 
-    0 done, 1 failed on the way, 2 bad input (nothing was written), 130 interrupted.
+    Args:
+        argv: its arguments, for a process that does other things too: it is left as it was. If not
+            given, this is the program `tt-jax`: arguments are the process's, compiled programs are
+            kept, and Ctrl-C ends it at once.
+
+    Returns:
+        The exit code: 0 done, 1 failed on the way, 2 bad input (nothing was written),
+        130 interrupted.
+
+    Raises:
+        SystemExit: help was asked for (0), or an argument can't be (2).
     """
+    arguments = sys.argv[1:] if argv is None else argv
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # so Python marks bytes
+            return say(f"the argument {argument!a} isn't UTF-8.", 2)
     parser = Parser(prog="tt-jax", description="Text to video with TokenTrim, in JAX.")
+    parser.add_argument("--version", action="version", version=f"tt-jax {__version__}")
+    parser.set_defaults(cleans_up=False, computes=True)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
-    args = parser.parse_args(argv)
-    args.command = shlex.join(["tt-jax", *(sys.argv[1:] if argv is None else argv)])
-    keep_programs()
-    previous = signal.signal(signal.SIGINT, stop)
+    args = parser.parse_args(arguments)
+    args.command = shlex.join(["tt-jax", *arguments])
+    if argv is None:
+        own_process(args)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
@@ -58,8 +85,30 @@ def main(argv: list[str] | None = None) -> int:
             return say(str(error), 1)
         except KeyboardInterrupt:
             return say("interrupted.", 130)
-        finally:
-            signal.signal(signal.SIGINT, previous)
+
+
+def own_process(args: argparse.Namespace) -> None:
+    """Settles what concerns the whole process of `tt-jax`, before JAX is imported.
+
+    `args.cleans_up`: the command ends by itself at Ctrl-C. `args.computes`: it needs a device.
+    """
+    if not args.cleans_up:
+        signal.signal(signal.SIGINT, stop)
+    if not args.computes:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is taken
+    keep_programs()
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX was told another place."""
+    folder = cache_folder("programs")
+    if folder is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that can't be written: without a cache
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def stop(*_: Any) -> NoReturn:
@@ -69,16 +118,6 @@ def stop(*_: Any) -> NoReturn:
     discard_unfinished()
     Console(stderr=True).show_cursor()
     os._exit(say("interrupted.", 130))
-
-
-def keep_programs() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX was told another place."""
-    import jax
-
-    # JAX's options become attributes when it is imported.
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "tt-jax" / "programs"))
 
 
 COMMANDS = (generate, compare, fetch, verify, eval, lab, plan, env)

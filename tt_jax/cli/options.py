@@ -5,6 +5,7 @@ import argparse
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 # Labels of runs that no preset names: the plain strategy, and TokenTrim over it.
 PLAIN, TRIMMED = "plain", "TokenTrim"
@@ -23,32 +24,58 @@ PRESETS = (
     "self-forcing+tokentrim-no-flowmo",
 )
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "shapes")
+FETCHED = ("self-forcing", "rolling-forcing", "wan2.1-1.3b", "wan2.1-14b")
+# TokenTrim's own, but for switches; a preset may have others.
+TRIM = {
+    "p": 0.1, "lam": 2.0, "warmup": 2, "retries": 1, "when": "final", "select": "top",
+    "accept": "always",
+}  # fmt: skip
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
-    """What generate and compare have in common."""
+    """Adds what generate and compare have in common."""
     parser.add_argument("prompt", help="what the video should show")
-    parser.add_argument("--model", default="shapes", help="'shapes', or a model's folder")
+    parser.add_argument(
+        "--model", default="shapes",
+        help="'shapes', which is embedded, or the folder of a model that `tt-jax fetch` or "
+        "`python -m convert` has made",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the video")
-    parser.add_argument("--seed", type=seed, default=0, help="of all noise")
+    parser.add_argument("--seed", type=seed, default=0, help="of all noise, from 0 to 2^32 - 1")
     parser.add_argument("--batch", type=positive, default=1, help="videos made at once")
-    parser.add_argument("--size", type=size, help="like 832x480; the model's own by default")
+    parser.add_argument("--size", type=size, help="like 832x480 (default: the model's own)")
     parser.add_argument("--init", type=Path, metavar="FILE", help="start from a picture or video")
-    parser.add_argument("--out", type=Path, help="folder, or name of the mp4 (default: runs/...)")
-    parser.add_argument("--window", type=int, help="latent frames that attention spans")
-    parser.add_argument("--sink", type=int, help="first frames that are never evicted")
+    parser.add_argument(
+        "--out", type=Path,
+        help="folder, or name of the mp4; what exists is never replaced (default: a new folder "
+        "below runs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window", type=int, help="latent frames that attention spans (default: the model's own)"
+    )
+    parser.add_argument(
+        "--sink",
+        type=int,
+        help="first latent frames that are never evicted (default: the model's own)",
+    )
     parser.add_argument(
         "--allow-bidirectional", action="store_true",
         help="use a model that wasn't trained to generate chunk by chunk",
     )  # fmt: skip
-    trim = parser.add_argument_group("TokenTrim")
-    trim.add_argument("--p", type=float, help="share of tokens that are unstable")
-    trim.add_argument("--lam", type=finite, help="deviations above the mean")
-    trim.add_argument("--warmup", type=int, help="severities before a test")
-    trim.add_argument("--retries", type=int, help="further attempts")
-    trim.add_argument("--when", choices=("final", "first_step"))
-    trim.add_argument("--select", choices=POLICIES)
-    trim.add_argument("--accept", choices=("always", "better"))
+    trim = parser.add_argument_group(
+        "TokenTrim", "Defaults are the method's; presets have their own."
+    )
+
+    def add(name: str, what: str, **settings: Any) -> None:
+        trim.add_argument(f"--{name}", help=f"{what} (default: {TRIM[name]})", **settings)
+
+    add("p", "share of tokens that are unstable", type=float)
+    add("lam", "deviations above the mean at which a chunk is abnormal", type=finite)
+    add("warmup", "severities before the first test", type=int)
+    add("retries", "most further attempts at an abnormal chunk", type=int)
+    add("when", "what is judged", choices=("final", "first_step"))
+    add("select", "which tokens are dropped", choices=POLICIES)
+    add("accept", "which attempt is kept", choices=("always", "better"))
     flag = {"action": "store_const", "const": True}
     trim.add_argument("--resample-noise", **flag, help="fresh noise for a retry")
     trim.add_argument("--prune-sink", **flag, help="drop tokens of sink frames too")

@@ -20,19 +20,17 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="of the video")
     parser.add_argument("--batch", type=positive, default=1, help="videos made at once")
-    parser.add_argument("--size", type=size, help="like 832x480; the model's own by default")
-    parser.add_argument("--window", type=int, help="latent frames that attention spans")
+    parser.add_argument("--size", type=size, help="like 832x480 (default: the model's own)")
+    parser.add_argument(
+        "--window", type=int, help="latent frames that attention spans (default: the model's own)"
+    )
     parser.add_argument("--preset", help=f"a row of the paper's tables: {', '.join(PRESETS)}")
-    parser.set_defaults(check=check)
+    parser.set_defaults(check=check, computes=False)  # nothing runs
 
 
 def check(args: argparse.Namespace) -> Callable[[], int]:
     """Checks the request; the work prints the table and, where it doesn't fit, what would help."""
     there = machine(args.device)
-
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # nothing runs, so no accelerator is taken
 
     from tt_jax.checkpoint import find, read_config
     from tt_jax.models.configs import CONFIGS

@@ -1,29 +1,28 @@
-"""What `tt-jax generate` and `tt-jax compare` do: checks, progress, and the files of the runs."""
+"""What `tt-jax generate` and `tt-jax compare` do: checks, then the runs and their files."""
 
 import argparse
 import dataclasses
 import hashlib
-import re
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tt_jax import pipeline, records
 from tt_jax.checkpoint import default_dtype, find, read_config
-from tt_jax.cli.options import PLAIN, TRIMMED
+from tt_jax.cli.console import say
+from tt_jax.cli.options import FETCHED, PLAIN, TRIMMED
+from tt_jax.cli.output import Output, plan
+from tt_jax.cli.progress import Tally, count, watch
 from tt_jax.media.read import read_clip
 from tt_jax.media.write import side_by_side, write_video
 from tt_jax.models.configs import FPS, RolloutConfig
-from tt_jax.pipeline import Chunk, Video
+from tt_jax.pipeline import Video
 from tt_jax.planning import memory
 from tt_jax.plots import drift as plots
 from tt_jax.plots import style
@@ -34,6 +33,12 @@ from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim.tokentrim import TokenTrim
 
 
+def given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    """Those of the options that were given."""
+    values = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def configuration(label: str, args: argparse.Namespace, model: RolloutConfig) -> Preset:
     """What a run is made with: a preset or `PLAIN` or `TRIMMED`, and what was given beside it.
 
@@ -41,31 +46,54 @@ def configuration(label: str, args: argparse.Namespace, model: RolloutConfig) ->
     """
     base = {PLAIN: "self-forcing", TRIMMED: "self-forcing+tokentrim-no-flowmo"}
     strategy, trim = preset(base.get(label, label), model)
-    given = {name: getattr(args, name) for name in ("window", "sink")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and isinstance(strategy, RollingForcing):
+    spans = given(args, ["window", "sink"])
+    if spans and isinstance(strategy, RollingForcing):
         raise ValueError("Rolling Forcing has a window and an anchor of its own: give neither.")
-    fields = [field.name for field in dataclasses.fields(TokenTrim)]
-    trims = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
     acts = trim.retries > 0
-    trim = dataclasses.replace(trim, **trims)
+    trim = dataclasses.replace(trim, **given(args, trim_options()))
     return Preset(
-        dataclasses.replace(strategy, **given),
+        dataclasses.replace(strategy, **spans),
         trim if acts else dataclasses.replace(trim, retries=0),
     )
+
+
+def trim_options() -> list[str]:
+    """Names of TokenTrim's settings."""
+    return [field.name for field in dataclasses.fields(TokenTrim)]
+
+
+def configurations(
+    args: argparse.Namespace, labels: list[str], model: RolloutConfig
+) -> dict[str, Preset]:
+    """The configuration of each run. Raises ValueError for options that contradict each other."""
+    if len(set(labels)) < len(labels):
+        raise ValueError("a comparison needs two different presets.")
+    runs = {label: configuration(label, args, model) for label in labels}
+    idle = list(given(args, trim_options()))
+    if idle and not any(run.trim.retries for run in runs.values()) and args.retries != 0:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise ValueError(f"TokenTrim doesn't act under {labels[-1]}, but {options} is given.")
+    return runs
 
 
 def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     """Checks a request for one run per label; the work makes them and writes the files."""
     check_prompts([args.prompt])
     frames = pipeline.frame_count(args.seconds)
-    if len(set(labels)) < len(labels):
-        raise ValueError("a comparison needs two different presets.")
+    if args.model in FETCHED and not Path(args.model).exists():
+        raise ValueError(
+            f"{args.model} isn't here: `tt-jax fetch {args.model} FOLDER` brings it, then give "
+            "--model FOLDER."
+        )
     config, kind = read_config(find(args.model))
-    runs = {label: configuration(label, args, config.rollout) for label in labels}
+    runs = configurations(args, labels, config.rollout)
     height, width = args.size or config.size
     pipeline.check_size(config, (height, width))
-    path = output(args.out, args.prompt, "compare" if len(labels) > 1 else "video")
+    several = len(labels) > 1
+    planned = plan(
+        args.out, args.prompt, "compare" if several else "video", samples=args.batch,
+        alone=labels if several else (),
+    )  # fmt: skip
     initial = None
     if args.init is not None:
         initial = read_initial(args.init, (height, width), frames)
@@ -112,21 +140,40 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
 
     def work() -> None:
         timings: dict[str, Any] = {"loading": loading}
-        videos = {}
+        videos, tallies = {}, []
         for label, stream in streams.items():
-            videos[label], timings[label] = watch(stream, label)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files = save_videos(path, videos)
+            tallies.append(Tally(label, frames, FPS, runs[label].trim.retries > 0))
+            videos[label], timings[label] = watch(stream, tallies[-1])
+
+        def whole(output: Output) -> dict[str, Any]:
+            own = {label: output.videos(label) for label in output.alone}
+            samples = records.samples(videos, output.videos(), own)
+            return record | {"timings": timings, "samples": samples}
+
+        # First, so that nothing measured is lost whatever happens to the rest.
+        output = planned.claim(whole)
+        save_videos(output, videos)
         note = " · ".join([args.model, f"seed {args.seed}", *notes(runs[labels[-1]])])
-        for i, file in enumerate(files):
-            acted = runs[labels[-1]].trim.retries > 0
+        acted = runs[labels[-1]].trim.retries > 0
+        for i, file in enumerate(output.pictures()):
             picture = plots.picture(videos, args.prompt, note, acted=acted, sample=i)
-            style.save(picture, file.with_suffix(".png"))
-        samples = records.samples(videos, files)
-        records.save(path.with_suffix(".json"), record | {"timings": timings, "samples": samples})
-        print(*files, sep="\n")
+            style.save(picture, file)
+        conclude(output, tallies)
 
     return work
+
+
+def conclude(output: Output, tallies: list[Tally]) -> None:
+    """Says what was made: the videos on stdout, the rest beside it."""
+    for tally in tallies:
+        chunks = f"{tally.abnormal} of {count(tally.chunks * output.samples, 'chunk')}"
+        acted = f"intervened in {chunks}" if tally.acts else f"{chunks} abnormal, none made again"
+        made = f"{tally.wanted / tally.fps:.1f} s of video in {tally.latest:.1f} s"
+        say(f"{tally.label}: {acted}; {made}.")
+    for label in output.alone:
+        say(f"{label} alone: {', '.join(map(str, output.videos(label)))}")
+    say(f"picture: {', '.join(map(str, output.pictures()))}; record: {output.record}")
+    print(*output.videos(), sep="\n")
 
 
 def notes(run: Preset) -> list[str]:
@@ -138,54 +185,17 @@ def notes(run: Preset) -> list[str]:
     return [host, f"p {trim.p:g}, λ {trim.lam:g}, warm-up {trim.warmup}"]
 
 
-def watch(stream: Iterator[Chunk], label: str) -> tuple[Video, dict[str, float]]:
-    """Collects a stream under a progress bar; returns the video and its timings in seconds."""
-    console = Console(stderr=True)
-    style = "{task.description}", "{task.fields[numbers]}"
-    bar = Progress(
-        TextColumn(style[0]), BarColumn(), MofNCompleteColumn(), TextColumn(style[1]),
-        TimeElapsedColumn(), console=console, disable=not console.is_terminal,
-    )  # fmt: skip
-    started, first, triggers = time.perf_counter(), 0.0, 0
-    with bar:
-        task = bar.add_task(label, total=None, numbers="compiling")
-
-        def show(chunk: Chunk) -> None:
-            nonlocal first, triggers
-            first = first or time.perf_counter() - started
-            triggers += int(chunk.rollout.triggered.sum())
-            highest = float(chunk.rollout.severity.max())
-            numbers = f"severity {highest:.3f}, {triggers} triggers"
-            bar.update(task, total=chunk.total, advance=1, numbers=numbers)
-
-        made = Video.collect(stream, show)
-    return made, {"first_chunk": first, "all_chunks": time.perf_counter() - started}
-
-
-def save_videos(path: Path, videos: dict[str, Video]) -> list[Path]:
-    """Writes one file per sample: the only run's video, or two runs side by side."""
+def save_videos(output: Output, videos: dict[str, Video]) -> None:
+    """Writes the only run's videos, or two runs side by side and each alone."""
+    for label in output.alone:
+        for path, frames in zip(output.videos(label), videos[label].frames, strict=True):
+            write_video(path, frames)
     (left, first), *others = videos.items()
-    if not others:
-        return first.save(path)
-    right, second = others[0]
-    for i, file in enumerate(first.paths(path)):
-        both = side_by_side(first.frames[i], second.frames[i], (left, right))
-        write_video(file, both)
-    return first.paths(path)
-
-
-def output(out: Path | None, prompt: str, name: str) -> Path:
-    """The video's path. Raises ValueError if nothing can be written there."""
-    if out is None:
-        words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:50].rstrip("-")
-        out = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
-    path = out if out.suffix == ".mp4" and not out.is_dir() else out / f"{name}.mp4"
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise ValueError(f"{path.parent} can't be written: {error.strerror}.") from None
-    return path
+    for i, path in enumerate(output.videos()):
+        frames = first.frames[i]
+        for right, second in others:
+            frames = side_by_side(frames, second.frames[i], (left, right))
+        write_video(path, frames)
 
 
 def read_initial(path: Path, size: tuple[int, int], frames: int) -> UInt8[np.ndarray, "t h w 3"]:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def picture(measured: Mapping[str, Measures]) -> Figure:
     colours = matplotlib.color_sequences["petroff10"]
     flow = next(iter(measured.values())).flow
     rows = figure.subplots(len(CURVES), sharex=True)
+    labels, families = zip(*map(style.drawable, measured), strict=True)
     for axes, name in zip(rows, CURVES, strict=True):
-        for i, (label, m) in enumerate(measured.items()):
+        for i, (label, m) in enumerate(zip(labels, measured.values(), strict=True)):
             curve = m.curves[name]
             middle = [second + 0.5 for second in range(len(curve))]
             colour = colours[i % len(colours)]
@@ -103,10 +105,12 @@ def picture(measured: Mapping[str, Measures]) -> Figure:
     rows[-1].set_xlim(left=0)
     rows[-1].set_xlabel("time in the video, seconds", size=9, color=style.INK)
     handles, names = rows[-1].get_legend_handles_labels()
-    figure.legend(
+    legend = figure.legend(
         handles, names, loc="outside upper left", ncols=min(3, len(names)), frameon=False,
-        fontsize=9, labelcolor=style.INK,
+        prop={"family": [*chain.from_iterable(families)], "size": 9}, labelcolor=style.INK,
     )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a file's name may hold any sign
     return figure
 
 
@@ -133,17 +137,20 @@ def read_prompts(files: Sequence[Path], given: Path | None) -> dict[Path, str]:
 
 
 def _recorded_prompt(path: Path) -> str | None:
-    """The prompt in the record that `tt-jax generate` wrote in the video's folder."""
+    """The prompt in the record that `tt-jax generate` or `compare` wrote in the video's folder."""
     for beside in sorted(path.parent.glob("*.json")):
         try:
             record = _read_json(beside)
-            if path.name not in [sample["video"] for sample in record["samples"]]:
+            samples, runs = record["samples"], len(record["trim"])
+            joined = path.name in [sample["video"] for sample in samples]
+            alone = [name for sample in samples for name in sample.get("alone", {}).values()]
+            if not joined and path.name not in alone:
                 continue
-            prompt, runs = str(record["prompt"]), len(record["trim"])
-        except (ValueError, KeyError, TypeError):
+            prompt = str(record["prompt"])
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        if runs > 1:
-            raise ValueError(f"{path} shows {runs} runs side by side.")
+        if joined and runs > 1:
+            raise ValueError(f"{path} shows {runs} runs side by side: take each alone.")
         return prompt
     return None
 

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from tt_jax.pipeline import Video
-from tt_jax.plots.style import FAINT, INK
+from tt_jax.plots.style import FAINT, INK, drawable
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 RUNS = (("#B5B0AA", 2.6), ("#0072B2", 1.6))  # colour and width of lines; the second lies on top
@@ -53,7 +54,8 @@ def picture(
         return figure.add_axes((x / WIDTH, 1 - (y + h) / height, w / WIDTH, h / height))
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
-        style = {"color": INK, "va": "top"} | style
+        text, family = drawable(text)
+        style = {"color": INK, "va": "top", "family": family} | style
         figure.text(x / WIDTH, 1 - y / height, text, parse_math=False, **style)
 
     def write_side(y: float, text: str, **style: Any) -> None:
@@ -76,11 +78,11 @@ def picture(
         write_side(y + tall / 2, label if len(runs) > 1 else "frames", weight="bold")
         write_side(below + drift_tall / 2, "token drift")
         drift, pruned = (np.asarray(x)[sample] for x in (video.rollout.drift, video.rollout.pruned))
-        ends = [*video.starts[1:], video.frames.shape[1]]
         images = []
         for column, chunk in enumerate(chunks):
             x = LEFT + column * (side + GAP)
-            frame = (video.starts[chunk] + ends[chunk]) // 2
+            frame = (video.starts[chunk] + video.ends[chunk]) // 2
+            frame = min(frame, video.frames.shape[1] - 1)  # none of a short continuation's is shown
             dropped = pruned[chunk] > 0
             where = axes(x, y, side, tall)
             where.imshow(video.frames[sample, frame], interpolation="nearest", aspect="auto")
@@ -112,7 +114,7 @@ class _Course(NamedTuple):
 
 
 def _course(video: Video, sample: int) -> _Course:
-    edges = np.array([*video.starts, video.frames.shape[1]]) / video.fps
+    edges = np.array([*video.starts, video.ends[-1]]) / video.fps
     names = ("severity", "accepted_severity", "threshold", "triggered")
     numbers = (np.asarray(getattr(video.rollout, name))[sample] for name in names)
     return _Course(edges, (edges[:-1] + edges[1:]) / 2, *numbers)
@@ -143,8 +145,9 @@ def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sampl
     The scale is logarithmic, and says so, where a linear one would press most chunks to its floor.
     """
     handles, values = [], []
+    names, families = zip(*map(drawable, runs), strict=True)
     courses = [_course(video, sample) for video in runs.values()]
-    for label, course, (colour, width) in zip(runs, courses, RUNS[-len(runs) :], strict=True):
+    for label, course, (colour, width) in zip(names, courses, RUNS[-len(runs) :], strict=True):
         kept = course.kept
         style = {"color": colour, "lw": width, "marker": "o", "ms": 2 * width}
         axes.plot(course.middle, kept, zorder=3, **style)
@@ -187,7 +190,8 @@ def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sampl
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(-0.008, 1.0), ncols=len(handles),
-        frameon=False, fontsize=8.5, labelcolor=INK, handlelength=1.6, columnspacing=1.6,
+        prop={"family": [*chain.from_iterable(families)], "size": 8.5}, labelcolor=INK,
+        frameon=False, handlelength=1.6, columnspacing=1.6,
     )  # fmt: skip
 
 

@@ -1,0 +1,134 @@
+"""What is said while a run is made: a bar on a terminal, else a line every ten seconds."""
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tt_jax.cli.console import say
+from tt_jax.pipeline import Chunk, Video
+
+EVERY = 10.0  # seconds between two lines
+
+
+@dataclasses.dataclass
+class Tally:
+    """What is known of a run while it is made.
+
+    Attributes:
+        label: of the run.
+        wanted: frames of the whole video. fps: its frames a second.
+        acts: whether abnormal chunks are made again.
+    """
+
+    label: str
+    wanted: int
+    fps: int
+    acts: bool
+    started: float = dataclasses.field(default_factory=lambda: time.perf_counter())
+    chunks: int = 0
+    total: int = 0
+    frames: int = 0
+    abnormal: int = 0
+    severity: float = math.nan
+    # When the first chunk was there, and its frames: until then, programs were compiled.
+    first: float = 0.0
+    first_frames: int = 0
+    latest: float = 0.0
+
+    def add(self, chunk: Chunk) -> None:
+        """Counts one more chunk."""
+        self.latest = time.perf_counter() - self.started
+        self.chunks += 1
+        self.total = chunk.total
+        self.frames += chunk.frames.shape[1]
+        self.abnormal += int(chunk.rollout.triggered.sum())
+        self.severity = float(chunk.rollout.severity.max())
+        if self.chunks == 1:
+            self.first, self.first_frames = self.latest, self.frames
+
+    def __str__(self) -> str:
+        if not self.chunks:
+            return f"compiling, {clock(time.perf_counter() - self.started)}"
+        said = [
+            f"chunk {self.chunks} of {self.total}",
+            f"{self.frames / self.fps:.1f} of {self.wanted / self.fps:.1f} s",
+        ]
+        if self.chunks > 1:
+            spent = self.latest - self.first
+            left = spent / (self.chunks - 1) * (self.total - self.chunks)
+            said.append(f"{(self.frames - self.first_frames) / spent:.1f} frames/s")
+            said.append(f"{clock(left)} left")
+        if math.isfinite(self.severity) and self.severity > 0:
+            said.append(f"severity {self.severity:.3f}")
+        said.append(count(self.abnormal, "intervention" if self.acts else "abnormal chunk"))
+        return ", ".join(said)
+
+
+def count(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def clock(seconds: float) -> str:
+    """A time like 1:05 or 2:00:00."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def watch(stream: Iterator[Chunk], tally: Tally) -> tuple[Video, dict[str, float]]:
+    """Collects a stream and says how far it is.
+
+    Args:
+        stream: the chunks of a run that hasn't begun.
+        tally: of that run, not yet counted.
+
+    Returns:
+        The video, and the seconds until its first chunk and until its last.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        with _lines(tally):
+            video = Video.collect(stream, tally.add)
+    else:
+        columns = "{task.description}", "{task.fields[said]}"
+        bar = Progress(
+            TextColumn(columns[0]), BarColumn(24), TextColumn(columns[1]), TimeElapsedColumn(),
+            console=console,
+        )  # fmt: skip
+        with bar:
+            task = bar.add_task(tally.label, total=None, said="compiling")
+
+            def show(chunk: Chunk) -> None:
+                tally.add(chunk)
+                bar.update(task, total=tally.total, completed=tally.chunks, said=str(tally))
+
+            video = Video.collect(stream, show)
+    return video, {
+        "first_chunk": tally.first,
+        "all_chunks": time.perf_counter() - tally.started,
+    }
+
+
+@contextmanager
+def _lines(tally: Tally) -> Iterator[None]:
+    """Says how far a run is, every ten seconds, even while nothing comes of it."""
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(EVERY):
+            say(f"{tally.label}: {tally}")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
