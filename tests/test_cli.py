@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -425,7 +426,8 @@ finally:
     assert done.stderr.splitlines()[-1] == ""
 
 
-def test_version_and_help(capsys):
+def test_version_and_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # nothing is broken at a hyphen
     for arguments, said in [
         (["--version"], [f"tt-jax {tt_jax.__version__}"]),
         (["--help"], ["generate", "compare", "eval", "fetch"]),

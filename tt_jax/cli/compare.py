@@ -13,7 +13,8 @@ def add(commands: Any) -> None:
     add_request(parser)
     parser.add_argument(
         "--presets", nargs=2, metavar="NAME", default=[PLAIN, TRIMMED],
-        help="two rows of the paper's tables instead, as in generate --preset",
+        help="two rows of the paper's tables, as in generate --preset (default: the plain "
+        "strategy, and TokenTrim over it)",
     )  # fmt: skip
     parser.set_defaults(check=check)
 

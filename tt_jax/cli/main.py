@@ -28,7 +28,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults of options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        plain = action.default in (None, False) or "default" in (action.help or "")
+        plain = action.default is None or action.default is False
+        plain = plain or "default" in (action.help or "")
         return action.help if plain else super()._get_help_string(action)
 
 
