@@ -253,11 +253,6 @@ def test_an_unknown_model(run):
     assert "there is no model 'wan3'" in err and "'shapes'" in err
 
 
-def test_a_model_that_can_be_fetched(run):
-    code, _, err = run("generate", "x", model="wan2.1-1.3b")
-    assert code == 2 and err.count("\n") == 1 and "`tt-jax fetch wan2.1-1.3b FOLDER`" in err
-
-
 def test_a_bidirectional_model_needs_to_be_allowed(run, tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "wan")
     config = json.loads((folder / "config.json").read_text())

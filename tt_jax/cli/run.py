@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from tt_jax import pipeline, records
 from tt_jax.checkpoint import default_dtype, find, read_config
 from tt_jax.cli.console import say
-from tt_jax.cli.options import FETCHED, PLAIN, TRIMMED
+from tt_jax.cli.options import PLAIN, TRIMMED
 from tt_jax.cli.output import Output, plan
 from tt_jax.cli.progress import Tally, count, watch
 from tt_jax.media.read import read_clip
@@ -80,11 +80,6 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     """Checks a request for one run per label; the work makes them and writes the files."""
     check_prompts([args.prompt])
     frames = pipeline.frame_count(args.seconds)
-    if args.model in FETCHED and not Path(args.model).exists():
-        raise ValueError(
-            f"{args.model} isn't here: `tt-jax fetch {args.model} FOLDER` brings it, then give "
-            "--model FOLDER."
-        )
     config, kind = read_config(find(args.model))
     runs = configurations(args, labels, config.rollout)
     height, width = args.size or config.size
