@@ -1,6 +1,9 @@
 """Operations counted from shapes, `tt-jax plan`, and a program for a TPU that isn't here."""
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -198,6 +201,20 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     with pytest.raises(ValueError, match=r"pip install 'tt-jax\[tpu\]'"):
         compiler.devices(MACHINES["v5e-1"])
+
+
+def test_the_compiler_does_not_complain_that_there_is_no_tpu():
+    pytest.importorskip("libtpu")
+    code = (
+        "from tt_jax.planning import compiler, machines;"
+        "print(len(compiler.devices(machines.machine('v5e-4'))))"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("4\n", "")
 
 
 def test_a_gpu_is_no_tpu():

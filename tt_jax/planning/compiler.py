@@ -17,6 +17,14 @@ from tt_jax.sharding import make_mesh
 from tt_jax.trim.tokentrim import TokenTrim
 
 
+# A host for the library to believe in; the topology is what counts.
+NOWHERE = {
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
 class Compiled(NamedTuple):
     """What the compiler says of a rollout: bytes on each chip.
 
@@ -46,8 +54,11 @@ def devices(machine: Machine) -> list[jax.Device]:  # pyright: ignore[reportInva
     """
     from jax.experimental import topologies
 
-    # Else the library looks for a TPU's host, over the network, and complains.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Else the library looks for a TPU's host, over the network, and complains. (JAX sets this one
+    # itself where there is no TPU.)
+    if os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1") == "1":
+        for name, value in NOWHERE.items():
+            os.environ.setdefault(name, value)
     # No chip is taken, so several processes may compile at once.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     if machine.topology is None:
