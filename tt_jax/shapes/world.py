@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -57,8 +58,24 @@ JITTER = 0.5  # pixels by which an object is off its place along an axis, at mos
 PAN_SPEED = 0.5  # pixels a frame that the ground slides against the camera's motion
 STEADY = 16  # frames for which a moving object keeps its first direction, at least
 UNNAMED = 1 / 3  # share of captions that leave the places out
-# How often each regime is drawn when none is asked for.
-REGIMES = {"small_moving": 0.3, "medium": 0.25, "large_slow": 0.25, "panning": 0.2}
+PAIRS = 0.35  # share of scenes with two objects
+
+
+class Regime(NamedTuple):
+    """A kind of scenes: its share of all, its sizes and speeds, its share of objects at rest."""
+
+    share: float
+    sizes: tuple[str, ...]
+    speeds: tuple[str, ...]
+    still: float
+
+
+REGIMES = {
+    "small_moving": Regime(0.3, ("small",), ("slow", "fast"), 0.0),
+    "medium": Regime(0.25, ("medium", "small"), ("slow", "fast"), 0.25),
+    "large_slow": Regime(0.25, ("large",), ("slow",), 0.25),
+    "panning": Regime(0.2, ("small", "medium", "large"), ("slow",), 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -200,20 +217,15 @@ def _ground(scene, frames, start, grid):
 def sample_scene(rng: np.random.Generator, regime: str | None = None) -> Scene:
     """Draw a scene; `regime` is a key of `REGIMES`, by default drawn too."""
     if regime is None:
-        regime = str(rng.choice(list(REGIMES), p=list(REGIMES.values())))
-    sizes, speeds, still = {
-        "small_moving": (("small",), ("slow", "fast"), 0.0),
-        "medium": (("medium", "small"), ("slow", "fast"), 0.25),
-        "large_slow": (("large",), ("slow",), 0.25),
-        "panning": (("small", "medium", "large"), ("slow",), 0.5),
-    }[regime]
+        regime = str(rng.choice(list(REGIMES), p=[kind.share for kind in REGIMES.values()]))
+    _, sizes, speeds, still = REGIMES[regime]
     background = _pick(rng, STRIPED if regime == "panning" else BACKGROUNDS)
     pan = _pick(rng, ("left", "right")) if regime == "panning" else None
     size = "medium" if regime == "medium" else _pick(rng, sizes)
     motion = _motion(rng, speeds, still)
     first = (_pick(rng, SHAPES), _pick(rng, COLOURS), size, *motion)
     kinds = [first]
-    if rng.random() < 0.35:
+    if rng.random() < PAIRS:
         # A second one never as large: two large ones would not fit. It moves like the first, or
         # one of them moves and the other stands.
         second = "small" if size == "large" else _pick(rng, sizes[:2])
@@ -306,26 +318,16 @@ _PLACE_WORDS = {
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """Say what a scene shows, in lower case, with phrasings drawn by `rng`."""
     nouns = [_noun(rng, thing) for thing in scene.objects]
-    moves = [_move(rng, o) for o in scene.objects]
+    moves = [_pick(rng, _moves(thing.direction, thing.speed)) for thing in scene.objects]
     if len(nouns) == 1:
         subject = f"{nouns[0]} {moves[0]}"
     elif scene.objects[0].velocity == scene.objects[1].velocity:
         subject = f"{nouns[0]} and {nouns[1]} both {moves[0]}"
     else:
         subject = f"{nouns[0]} {moves[0]} and {nouns[1]} {moves[1]}"
-    ground = scene.background
-    long, short = (
-        (f"{ground} striped background", f"{ground} stripes")
-        if ground in STRIPED
-        else (f"{ground} background", f"plain {ground}")
-    )
-    on = _pick(rng, (f"on a {long}", f"over a {long}", f"on {short}"))
+    on = _pick(rng, _grounds(scene.background))
     text = _pick(rng, (f"{subject} {on}", f"{on}, {subject}"))
-    if scene.pan:
-        camera = (f", the camera pans {scene.pan}", f", camera panning {scene.pan}")
-    else:
-        camera = ("", ", fixed camera")
-    return text + _pick(rng, camera)
+    return text + _pick(rng, _cameras(scene.pan))
 
 
 def _noun(rng, thing):
@@ -333,14 +335,53 @@ def _noun(rng, thing):
     return f"a {_pick(rng, _SIZE_WORDS[thing.size])} {thing.colour} {thing.shape}{place}"
 
 
-def _move(rng, thing):
-    if thing.direction is None:
-        return _pick(rng, _STILL)
-    vertical = thing.direction in ("up", "down")
-    other = f"{thing.direction}ward" if vertical else f"to the {thing.direction}"
-    where = _pick(rng, (thing.direction, other))
-    pace = _pick(rng, _SPEED_WORDS[thing.speed])
-    return f"{_pick(rng, _VERBS)} " + _pick(rng, (f"{where} {pace}", f"{pace} {where}"))
+def _moves(direction, speed):
+    """All phrasings of a motion."""
+    if direction is None:
+        return _STILL
+    other = f"{direction}ward" if direction in ("up", "down") else f"to the {direction}"
+    pairs = [(where, pace) for where in (direction, other) for pace in _SPEED_WORDS[speed]]
+    ways = [" ".join(words) for pair in pairs for words in (pair, pair[::-1])]
+    return tuple(f"{verb} {way}" for verb in _VERBS for way in ways)
+
+
+def _grounds(name):
+    """All phrasings of a background."""
+    striped = name in STRIPED
+    long = f"{name} striped background" if striped else f"{name} background"
+    return f"on a {long}", f"over a {long}", f"on {name} stripes" if striped else f"on plain {name}"
+
+
+def _cameras(pan):
+    """All phrasings of the camera's motion; nothing may be said of a fixed one."""
+    if pan is None:
+        return "", ", fixed camera"
+    return f", the camera pans {pan}", f", camera panning {pan}"
+
+
+def phrases() -> dict[str, Any]:
+    """Every phrasing that `caption` draws from, each with the same chance.
+
+    Nested lists of equal lengths: "size" [size, phrasing], "colour", "shape", "place" [place, with
+    "" for none before them, phrasing], "move" [direction, rest first, speed, phrasing], "ground"
+    [background, phrasing], "camera" [fixed, left, right; phrasing].
+    """
+
+    def even(rows):
+        count = math.lcm(*map(len, rows))
+        return [list(row) * (count // len(row)) for row in rows]
+
+    speeds = list(SPEEDS)
+    moves = even([_moves(way, pace) for way in (None, *DIRECTIONS) for pace in speeds])
+    return {
+        "size": even([_SIZE_WORDS[name] for name in SIZES]),
+        "colour": list(COLOURS),
+        "shape": list(SHAPES),
+        "place": even([("",), *(_PLACE_WORDS[name] for name in PLACES)]),
+        "move": [moves[i : i + len(speeds)] for i in range(0, len(moves), len(speeds))],
+        "ground": even([_grounds(name) for name in BACKGROUNDS]),
+        "camera": even([_cameras(pan) for pan in (None, "left", "right")]),
+    }
 
 
 def facts(scene: Scene) -> Facts:

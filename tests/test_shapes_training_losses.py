@@ -1,0 +1,69 @@
+"""The losses of the training, against plain passes chunk by chunk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import random_dit
+
+from tt_jax.models.dit import KV, DiTConfig
+from tt_jax.nn.rope import rotate, rotation
+from tt_jax.shapes.training.losses import clip_loss, window_loss
+from tt_jax.strategies.schedule import time_sinusoid
+
+CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
+CHUNK, WINDOW, CHUNKS = 3, 9, 4
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 3)
+    latents, noise = (jax.random.normal(key, (2, CHUNKS * CHUNK, 4, 4, 2)) for key in keys[:2])
+    text = jax.random.normal(keys[2], (2, CONFIG.text_len, CONFIG.text_dim))
+    sigma = np.random.default_rng(0).uniform(0.5, 1, (2, CHUNKS)).astype(np.float32)
+    return random_dit(CONFIG), text, latents, noise, sigma
+
+
+def plain(dit, text, latents, noise, sigma):
+    """Chunk after chunk, each after the keys and values of the last two."""
+    cross, past, errors = dit.encode_text(text), [], []
+    for chunk in range(CHUNKS):
+        part = slice(CHUNK * chunk, CHUNK * (chunk + 1))
+        frames = jnp.arange(CHUNK * chunk, CHUNK * (chunk + 1))
+        context = None
+        if past:
+            context = KV(*(jnp.concatenate(x, axis=2) for x in zip(*past[-2:], strict=True)))
+        level = jnp.asarray(sigma[:, chunk])[:, None, None, None, None]
+        noisy = (1 - level) * latents[:, part] + level * noise[:, part]
+        time = jnp.asarray(time_sinusoid(np.repeat(sigma[:, chunk : chunk + 1], CHUNK, axis=1)))
+        flow, _ = dit(noisy, time, cross, frames, context)
+        off = (flow - noise[:, part] + latents[:, part]) ** 2
+        errors.append(jnp.mean(off, axis=(1, 2, 3, 4)))
+        clean = jnp.asarray(time_sinusoid(np.zeros((1, CHUNK))))
+        _, kv = dit(latents[:, part], clean, cross, frames, context)
+        past.append(KV(rotate(kv.k, rotation(frames, 2, 2, CONFIG.head_dim)), kv.v))
+    return jnp.stack(errors, axis=1)
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["from the first chunk", "from the second"])
+def test_a_clip_in_one_pass_is_its_chunks_one_by_one(inputs, first):
+    dit, text, latents, noise, sigma = inputs
+    found = jax.jit(lambda *x: clip_loss(dit, *x, chunk=CHUNK, window=WINDOW))(
+        text, latents[:, :-CHUNK], latents[:, CHUNK * first :], noise[:, CHUNK * first :],
+        jnp.asarray(sigma[:, first:]), jnp.asarray(time_sinusoid(sigma[:, first:])),
+    )  # fmt: skip
+    np.testing.assert_allclose(found, plain(*inputs)[:, first:], rtol=1e-5)
+
+
+def test_a_window_is_a_clip_where_it_sees_what_a_clip_sees(inputs):
+    dit, text, latents, noise, sigma = inputs
+    levels = np.concatenate([np.zeros((2, 2), np.float32), sigma[:, 2:3]], axis=1)
+    seen = jnp.array([[[1, 0, 0], [1, 1, 0], [1, 1, 1]]] * 2, bool)
+    part = slice(0, 3 * CHUNK)
+    arguments = jnp.asarray(levels), jnp.asarray(time_sinusoid(levels)), seen
+    found = window_loss(dit, text, latents[:, part], noise[:, part], *arguments)
+    np.testing.assert_allclose(found[:, 2], plain(*inputs)[:, 2], rtol=1e-5)
+    # A chunk that isn't seen is as good as absent.
+    other = latents.at[:, 2 * CHUNK : 3 * CHUNK].add(1.0)
+    unseen = window_loss(dit, text, other[:, part], noise[:, part], *arguments)
+    np.testing.assert_allclose(unseen[:, :2], found[:, :2], rtol=1e-6)

@@ -1,0 +1,124 @@
+"""Flow matching for both ways of making videos chunk by chunk, through the model's own layers.
+
+Axes: B clip, F latent frame, H, W, C of the latents; L text row; N chunk.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from tt_jax.models.dit import DiT, Read
+from tt_jax.nn.attention import attention
+from tt_jax.nn.layers import wide
+from tt_jax.nn.rope import rotate, rotation
+from tt_jax.strategies.schedule import time_sinusoid
+
+
+def sinusoid_of(levels: Float[np.ndarray, " k"], index: Array) -> Float[Array, "... 256"]:
+    """Sinusoids of the levels that `index` picks: a table, exact as in a rollout."""
+    return jnp.asarray(time_sinusoid(levels))[index]
+
+
+def clip_loss(
+    dit: DiT,
+    text: Float[Array, "b l e"],
+    context: Float[Array, "b past h w c"],
+    latents: Float[Array, "b f h w c"],
+    noise: Float[Array, "b f h w c"],
+    sigma: Float[Array, "b n"],
+    time: Float[Array, "b n 256"],
+    *,
+    chunk: int,
+    window: int,
+) -> Float[Array, "b n"]:
+    """Each chunk's mean squared error of the flow, after the clean chunks before it: one pass.
+
+    The pass goes over the context's chunks, clean and causal among themselves, and the latents'
+    chunks, each at its own noise level, which see the clean chunks before them within the window,
+    and themselves. So a chunk's keys and values are made once, whatever comes after it.
+
+    Args:
+        context: chunks 0 to m - 1 of a clip, as a rollout would remember them. May be none.
+        latents: its last n chunks, the last of them chunk m: with n = m + 1 the clip's first chunk
+            is denoised too, without context, as a video begins.
+        sigma, time: noise level of each chunk and its sinusoid.
+        chunk, window: latent frames of a chunk, and those that a rollout's attention spans.
+
+    Returns:
+        The error of every chunk of `latents`.
+    """
+    b, f, height, width, _ = latents.shape
+    n, m = f // chunk, context.shape[1] // chunk
+    places = np.concatenate([np.arange(m), np.arange(m + 1 - n, m + 1)])
+    frames = (chunk * places[:, None] + np.arange(chunk)).ravel()
+    patch = dit.config.patch
+    grid = height // patch, width // patch
+    rope = rotation(jnp.asarray(frames), *grid, dit.config.head_dim)
+    read = clip_reader(rope, places[m:], m, window // chunk - 1, chunk * grid[0] * grid[1])
+
+    level = jnp.repeat(sigma, chunk, axis=1)[..., None, None, None]
+    noisy = (1 - level) * latents + level * noise
+    clean = jnp.broadcast_to(jnp.asarray(time_sinusoid(np.zeros(m))), (b, m, time.shape[-1]))
+    times = jnp.repeat(jnp.concatenate([clean, time], axis=1), chunk, axis=1)
+    both = jnp.concatenate([context, noisy], axis=1)
+    flow, _ = dit(both, times, dit.encode_text(text), None, read=read)
+    error = (wide(flow[:, m * chunk :]) - (noise - latents)) ** 2
+    return jnp.mean(error.reshape(b, n, -1), axis=2)
+
+
+def clip_reader(
+    rope: tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]],
+    places: np.ndarray,
+    clean: int,
+    past: int,
+    tokens: int,
+) -> Read:
+    """Block-causal attention over `[clean chunks | noisy chunks]`, chunk by chunk, unpadded.
+
+    places: of each noisy chunk in the clip. clean: number of clean chunks, 0, 1, ... in the clip.
+    past: chunks before its own that a chunk may see. tokens: of one chunk.
+    """
+
+    def part(x: Array, first: int, last: int) -> Array:
+        return x[:, first * tokens : last * tokens]
+
+    def read(_: None, q: Array, k: Array, v: Array) -> tuple[Array, None]:
+        q, k = rotate(q, rope), rotate(k, rope)
+        seen = []
+        for place in range(clean):
+            span = max(0, place - past), place + 1
+            seen.append(attention(part(q, place, place + 1), part(k, *span), part(v, *span)))
+        for index, place in enumerate(places.tolist(), start=clean):
+            before, own = (max(0, place - past), place), (index, index + 1)
+            keys, values = (
+                jnp.concatenate([part(x, *before), part(x, *own)], axis=1) for x in (k, v)
+            )
+            seen.append(attention(part(q, *own), keys, values))
+        return jnp.concatenate(seen, axis=1), None
+
+    return read
+
+
+def window_loss(
+    dit: DiT,
+    text: Float[Array, "b l e"],
+    latents: Float[Array, "b f h w c"],
+    noise: Float[Array, "b f h w c"],
+    sigma: Float[Array, "b n"],
+    time: Float[Array, "b n 256"],
+    seen: Bool[Array, "b n n"],
+) -> Float[Array, "b n"]:
+    """Each chunk's mean squared error of the flow, of `n` chunks that are denoised in one pass.
+
+    `seen[b, i, j]`: whether chunk i sees chunk j.
+    """
+    b, f, height, width, _ = latents.shape
+    size = f // sigma.shape[1]
+    tokens = size * (height // dit.config.patch) * (width // dit.config.patch)
+    mask = jnp.repeat(jnp.repeat(seen, tokens, axis=1), tokens, axis=2)
+    level = jnp.repeat(sigma, size, axis=1)[..., None, None, None]
+    noisy = (1 - level) * latents + level * noise
+    times = jnp.repeat(time, size, axis=1)
+    flow, _ = dit(noisy, times, dit.encode_text(text), jnp.arange(f), None, mask)
+    error = (wide(flow) - (noise - latents)) ** 2
+    return jnp.mean(error.reshape(b, sigma.shape[1], -1), axis=2)
