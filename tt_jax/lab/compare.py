@@ -36,7 +36,12 @@ class Measure:
 class Comparison:
     """A study under one host and stress: each arm's videos, by prompt and seed.
 
-    prompts: those finished in every arm with every seed, as indices into the study's.
+    Attributes:
+        study: which of the file's.
+        host: the strategy.
+        stress: what the system had to bear.
+        prompts: those finished in every arm with every seed, as indices into the study's.
+        videos: what was seen of each, by arm, then prompt, then seed.
     """
 
     study: Study

@@ -30,7 +30,18 @@ class Speed:
 
 
 def try_out(cell: Cell, pipe: Pipeline) -> Speed:
-    """The speed of a cell's first chunks. Raises NonFiniteError."""
+    """The speed of a cell's first chunks.
+
+    Args:
+        cell: what is made.
+        pipe: its model.
+
+    Returns:
+        Seconds of each kind of work.
+
+    Raises:
+        NonFiniteError: a chunk isn't finite.
+    """
     waits, made = [], []
     started = time.perf_counter()
     for chunk in itertools.islice(chunks(cell, pipe), TRIED):

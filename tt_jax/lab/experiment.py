@@ -21,7 +21,16 @@ AT_ONCE = 2
 def prepare(file: Path, folder: Path) -> Callable[[], None]:
     """Checks the file and everything that it names; the work makes what isn't in `folder` yet.
 
-    Raises ValueError or FileNotFoundError.
+    Args:
+        file: the experiment.
+        folder: of the run.
+
+    Returns:
+        The work that is left.
+
+    Raises:
+        ValueError: what is asked for can't be, in one sentence.
+        FileNotFoundError: there is no such file.
     """
     experiment = spec.read(file)
     text = file.read_text(encoding="utf-8")

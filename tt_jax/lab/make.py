@@ -24,8 +24,10 @@ RECORD = ("severity", "accepted_severity", "threshold", "triggered", "kept_fract
 class Planted:
     """A corruption that was planted.
 
-    tokens: of a frame. chunk: the first one made with it. chunks: how many can have been, before
-        the memory forgets it anyway.
+    Attributes:
+        tokens: of a frame, those that were replaced.
+        chunk: the first one made with it.
+        chunks: how many can have been, before the memory forgets it anyway.
     """
 
     tokens: Bool[np.ndarray, " tokens"]
@@ -37,9 +39,14 @@ class Planted:
 class Made:
     """A cell's videos.
 
-    record: the numbers in `RECORD`, and `dropped`: whether a token was dropped in any cached frame.
-    starts: the frame at which each chunk begins. grid: rows and columns of the tokens.
-    seconds: of wall time, without compiling and without measuring.
+    Attributes:
+        frames: of every video.
+        record: the numbers in `RECORD`, and `dropped`: whether a token was dropped in any cached
+            frame.
+        starts: the frame at which each chunk begins.
+        grid: rows and columns of the tokens.
+        planted: the corruption, if there was one.
+        seconds: of wall time, without compiling and without measuring.
     """
 
     frames: UInt8[np.ndarray, "b t h w 3"]
@@ -51,7 +58,18 @@ class Made:
 
 
 def strategy(cell: Cell, config: ModelConfig) -> Strategy:
-    """The cell's host. Raises ValueError for a window that can't be."""
+    """The cell's host.
+
+    Args:
+        cell: what is made.
+        config: of its model, whose window it is unless the stress has another.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        ValueError: the window can't be.
+    """
     host = preset(cell.host, config.rollout).strategy
     if cell.stress.window is None:
         return host
@@ -69,7 +87,15 @@ def token_grid(config: ModelConfig) -> tuple[int, int]:
 
 
 def check(cell: Cell, config: ModelConfig) -> None:
-    """Raises ValueError, in one sentence, for videos that the model can't make or nobody judge."""
+    """Whether a cell can be made and judged.
+
+    Args:
+        cell: what is made.
+        config: of its model.
+
+    Raises:
+        ValueError: the model can't make these videos, or nobody judge them; in one sentence.
+    """
     name = cell.stress.model
     if any(prompt.regime for prompt in cell.prompts) and config.size != (SIDE, SIDE):
         raise ValueError(
@@ -112,7 +138,18 @@ def plant_chunk(cell: Cell, plant: Plant, config: ModelConfig) -> int:
 
 
 def make(cell: Cell, pipe: Pipeline) -> Made:
-    """Generates a cell's videos. Raises NonFiniteError."""
+    """Generates a cell's videos.
+
+    Args:
+        cell: what is made.
+        pipe: its model.
+
+    Returns:
+        The videos with their records.
+
+    Raises:
+        NonFiniteError: a chunk isn't finite.
+    """
     waits: list[float] = []
     started = time.perf_counter()
 

@@ -46,11 +46,23 @@ def run(
 ) -> bool:
     """Makes the cells that aren't finished, in the file's order; whether all are.
 
-    text: of the experiment's file. names: of the cells' files. about: what `records.json` says.
-    at_once: cells that are made side by side; those that are compared with one another never are.
     A cell whose arm had nothing to do isn't made again: `twin`. Every finished cell is in the
     folder at once, so that a run can end at any time and go on from there; the tables follow every
     minute and when it ends.
+
+    Args:
+        experiment: as it was read.
+        text: of its file, which the folder keeps.
+        folder: of the run.
+        names: of the cells' files.
+        maker: makes one cell.
+        about: what `records.json` says.
+        say: is told of each finished cell.
+        at_once: cells that are made side by side; those that are compared with one another never
+            are.
+
+    Returns:
+        Whether all cells are finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / store.FILE) as aside:

@@ -31,9 +31,12 @@ Reader = Callable[[Any], Any]
 class Plant:
     """A corruption of the memory at a known time and place.
 
-    second: the newest chunk in memory is corrupted after the first chunk that ends at or after it.
-    rows, columns: of the tokens, from 0; every pair of them is a planted token.
-    strength: deviation of the noise that replaces the cached values, relative to their own.
+    Attributes:
+        second: the newest chunk in memory is corrupted after the first chunk that ends at or after
+            it.
+        rows: of the tokens, from 0; each of them with each of the columns is a planted token.
+        columns: of the tokens, from 0.
+        strength: deviation of the noise that replaces the cached values, relative to their own.
     """
 
     second: float
@@ -46,9 +49,12 @@ class Plant:
 class Stress:
     """What a system has to bear, beside the drift of its own.
 
-    model: name or folder; another one than the experiment's for another training age.
-    dtype: of all weights; the machine's default if None.
-    window: frames that Self Forcing's attention spans; what the model was trained with if None.
+    Attributes:
+        name: in the file.
+        model: name or folder; another one than the experiment's for another training age.
+        dtype: of all weights; the machine's default if None.
+        window: frames that Self Forcing's attention spans; what the model was trained with if None.
+        plant: a corruption of the memory.
     """
 
     name: str
@@ -78,7 +84,14 @@ class Prompt:
 class Cell:
     """Videos that are made together: the smallest piece of a run.
 
-    first: index in its study of the first of the prompts, which decides on their noise.
+    Attributes:
+        stress: what the system has to bear.
+        host: the strategy's name.
+        arm: the settings that are compared.
+        seconds: of each video.
+        seed: of all noise.
+        first: index in its study of the first of the prompts, which decides on their noise.
+        prompts: one for each video.
     """
 
     stress: Stress
@@ -116,8 +129,11 @@ class Study:
 class Experiment:
     """A whole file.
 
-    batch: videos made together. hours: no cell is begun after them. against: the arms that all
-    others are compared with.
+    Attributes:
+        batch: videos made together.
+        hours: no cell is begun after them.
+        against: the arms that all others are compared with.
+        studies: in the file's order.
     """
 
     batch: int
@@ -134,9 +150,17 @@ class Experiment:
 def read(path: Path) -> Experiment:
     """Reads an experiment file.
 
-    Raises FileNotFoundError, or ValueError in one sentence that names what is wrong: no TOML, a key
-    that is unknown, missing or of a wrong kind, an arm that can't be, or arms that are compared
-    under different rules of noise.
+    Args:
+        path: of the file.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: in one sentence that names what is wrong: no TOML, a key that is unknown,
+            missing or of a wrong kind, an arm that can't be, or arms that are compared under
+            different rules of noise.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))

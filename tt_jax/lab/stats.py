@@ -33,8 +33,14 @@ def bootstrap(values: Float[np.ndarray, "n *t"], draws: int = DRAWS) -> Interval
     """Mean over the first axis, with the percentile interval of resampled rows.
 
     The rows that are drawn are always the same for the same n, so that what is computed twice is
-    the same twice. A NaN leaves its row out of its column; a column without values is NaN. Of few
-    rows the interval is too narrow.
+    the same twice. Of few rows the interval is too narrow.
+
+    Args:
+        values: `[n, ...]`, one row for each prompt. A NaN leaves its row out of its column.
+        draws: how many resamples.
+
+    Returns:
+        An interval for each column; of one without values, NaN.
     """
     values = np.asarray(values, float)
     known = ~np.isnan(values)

@@ -37,7 +37,12 @@ class Finished:
 def identity(cell: Cell, origin: Mapping[str, Any]) -> str:
     """The name of a cell's file: a digest of all that decides on its numbers, and of nothing else.
 
-    origin: what the cell doesn't say, as JSON: its model's digest, versions, device.
+    Args:
+        cell: what is made.
+        origin: what the cell doesn't say, as JSON: its model's digest, versions, device.
+
+    Returns:
+        A name without suffix.
     """
     settings = dataclasses.asdict(cell) | {"origin": dict(origin)}
     settings["arm"].pop("name")
@@ -58,7 +63,14 @@ def model_digest(folder: Path) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises ValueError if nothing can be written to the folder, whether it exists or not."""
+    """Whether something can be written to a folder.
+
+    Args:
+        folder: which needn't exist yet.
+
+    Raises:
+        ValueError: nothing can.
+    """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=there).close()
@@ -108,7 +120,17 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """A table's rows. Raises FileNotFoundError."""
+    """A table's rows.
+
+    Args:
+        path: of the table.
+
+    Returns:
+        For each row its values by the names in the first one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: run an experiment into that folder first.")
     with path.open(newline="", encoding="utf-8") as file:

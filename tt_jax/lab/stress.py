@@ -15,7 +15,18 @@ PLANT_CHUNK = 2**30
 
 
 def planted_tokens(plant: Plant, grid: tuple[int, int]) -> Int[np.ndarray, " planted"]:
-    """Indices of the planted tokens in a frame of `grid` rows and columns. Raises ValueError."""
+    """Where the planted tokens are.
+
+    Args:
+        plant: the corruption.
+        grid: rows and columns of a frame's tokens.
+
+    Returns:
+        Their indices in a frame.
+
+    Raises:
+        ValueError: a place is beyond the grid.
+    """
     if max(plant.rows) >= grid[0] or max(plant.columns) >= grid[1]:
         raise ValueError(f"a plant must lie within the {grid[0]}x{grid[1]} tokens of a frame.")
     return np.array([row * grid[1] + column for row in plant.rows for column in plant.columns])
@@ -29,7 +40,17 @@ def corrupt(state: State, plant: Plant, grid: tuple[int, int], chunk: int) -> St
     there still is. Latents, summary and statistics stay too: the chunk was shown and judged as it
     was, and only its memory is wrong. A sample's noise doesn't depend on its neighbours.
 
-    Raises ValueError for a place beyond `grid`, the tokens' rows and columns.
+    Args:
+        state: of a rollout.
+        plant: the corruption.
+        grid: rows and columns of a frame's tokens.
+        chunk: frames of a chunk.
+
+    Returns:
+        The state that goes on in its place.
+
+    Raises:
+        ValueError: a place is beyond the grid.
     """
     context = state.context
     tokens = planted_tokens(plant, grid)

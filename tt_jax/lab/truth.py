@@ -25,9 +25,14 @@ ERRORS = {
 def curves(seen: Measurement, prompt: str) -> dict[str, Float[np.ndarray, " seconds"]]:
     """Errors per whole second, as `shapes.checker.errors` defines them, and `moving`.
 
-    Under the names in `ERRORS`: distances of RGB in [0, 1] (colours), shares of objects (shape,
-    lost), octaves (size), objects (count), pixels a frame (speed). `moving`: the share of the
-    objects said to move of which something moves. NaN where there is nothing to measure.
+    Args:
+        seen: what the checker saw.
+        prompt: what was asked for.
+
+    Returns:
+        Under the names in `ERRORS`: distances of RGB in [0, 1] (colours), shares of objects (shape,
+        lost), octaves (size), objects (count), pixels a frame (speed). `moving`: the share of the
+        objects said to move of which something moves. NaN where there is nothing to measure.
     """
     found = checker.errors(seen, prompt)
     values = {name: found[theirs] for name, theirs in ERRORS.items()}
@@ -74,8 +79,19 @@ def place_error(
     columns: tuple[int, ...],
     grid: tuple[int, int],
 ) -> Float[np.ndarray, " t"]:
-    """How foreign the pixels of some tokens are, per frame: the mean distance, of RGB in [0, 1], to
-    the nearest colour that the prompt allows (its objects', and between its ground's tones)."""
+    """How foreign the pixels of some tokens are.
+
+    Args:
+        video: its frames.
+        prompt: what was asked for.
+        rows: of the tokens, from 0.
+        columns: of the tokens, from 0.
+        grid: rows and columns of a frame's tokens.
+
+    Returns:
+        For each frame the mean distance, of RGB in [0, 1], to the nearest colour that the prompt
+        allows (its objects', and between its ground's tones).
+    """
     tall, wide = (SIDE // count for count in grid)
     place = np.zeros((SIDE, SIDE), bool)
     for row in rows:
@@ -102,9 +118,14 @@ def _to_segment(pixels, start, end):
 def recovery(error: Float[np.ndarray, " t"], start: int) -> float:
     """Seconds from frame `start` until the error is back where it was before, for good or not.
 
-    Back is the first whole second whose mean is no more than the mean plus two deviations of the
-    whole seconds that lie before; 0 if the error never left, what is left of the video if it never
-    came back. NaN if less than two seconds lie before, or less than one after.
+    Args:
+        error: of each frame.
+        start: the frame at which it may have begun to rise.
+
+    Returns:
+        The first whole second whose mean is no more than the mean plus two deviations of the whole
+        seconds that lie before; 0 if the error never left, what is left of the video if it never
+        came back. NaN if less than two seconds lie before, or less than one after.
     """
     before = error[start % FPS : start].reshape(-1, FPS).mean(axis=1)
     if len(before) < 2 or len(error) - start < FPS:
@@ -124,7 +145,12 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Of the tokens dropped in any of the chunks, the share that was planted; and the reverse.
 
-    Precision is NaN where nothing was dropped.
+    Args:
+        dropped: by chunk and token.
+        planted: by token.
+
+    Returns:
+        Precision, NaN where nothing was dropped, and recall.
     """
     ever = dropped.any(axis=0)
     both = (ever & planted).sum()

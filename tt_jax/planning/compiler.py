@@ -16,7 +16,6 @@ from tt_jax.planning.machines import Machine
 from tt_jax.sharding import make_mesh
 from tt_jax.trim.tokentrim import TokenTrim
 
-
 # A host for the library to believe in; the topology is what counts.
 NOWHERE = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
