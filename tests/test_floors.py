@@ -13,7 +13,7 @@ FLOORS = (
     (("cli",), "arguments to calls; imports nothing heavy before they are checked"),
     (("lab",), "experiments: arms, hosts and stressors, paired differences, reports"),
     (("shapes",), "the embedded model: its world, checker, training recipe and weights"),
-    (("planning", "evaluate", "verify"), "machines that aren't here; measures of any video; checks"),
+    (("planning", "evaluate", "verify"), "plans for other machines; measures of any video; checks"),
     (("plots", "records"), "pictures of runs; what is needed to repeat one"),
     (("pipeline",), "`load`, text to video, streams, continuation: what a person calls"),
     (("prompts", "media"), "prompts to embeddings; files of frames"),
