@@ -8,7 +8,7 @@ and shapes change.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,7 +146,7 @@ class Row:
 Table = tuple[Row, ...]
 
 
-def check(table: Table, shapes: Mapping[str, Shape], model: Params) -> None:
+def check(table: Table, shapes: Mapping[str, Sequence[int]], model: Params) -> None:
     """Compares all names and shapes of a checkpoint with the model's.
 
     Args:
