@@ -2,10 +2,13 @@
 
 import csv
 import json
+import shutil
 import sys
+import time
 import tracemalloc
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from conftest import SHARED
@@ -231,6 +234,63 @@ def test_bad_input_is_one_sentence(clips, tmp_path, capsys, files, said):
     printed = capsys.readouterr()
     assert said in printed.err and printed.err.count("\n") == 1 and not printed.out
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "taken"], "taken/eval.png exists already"),
+        (["--out", "dark.mp4"], "can't be written"),
+        (["--vbench-layout", "new", "--out", "other"], "leave --out away"),
+        (["--vbench-mode", "standard"], "are for --vbench-layout"),
+        (["--prompts", "none.json"], "are for --vbench-layout"),
+    ],
+)
+def test_options_that_cannot_be(clips, tmp_path, capsys, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "eval.png").write_text("mine")
+    shutil.copy(clips / "dark.mp4", tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["eval", "dark.mp4", *options]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_tables_in_one_second(clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
+    for _ in range(2):
+        assert main(["eval", str(clips / "dark.mp4")]) == 0
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert folders == ["20260101-000000-eval", "20260101-000000-eval-2"]
+
+
+def test_a_film_of_uneven_frames_is_measured_by_the_clock(tmp_path):
+    """Grey for two seconds of 4 frames each, then lighter for two of 28: per second, not frame."""
+    path = tmp_path / "a.mkv"
+    levels = [(250 * i, 60) for i in range(8)] + [(2000 + 1000 * i // 28, 180) for i in range(56)]
+    with av.open(path, "w") as file:
+        stream = file.add_stream("libx264", rate=16)
+        stream.height = stream.width = 64
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1"}
+        for time_, level in levels:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8))
+            frame.pts, frame.time_base = time_, Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    (got,) = measures.measure_files([path])
+    assert abs(got.frames / got.fps - 4) < 0.1
+    wanted = np.sqrt(3) * np.array([0, 0, 120, 120]) / 255
+    np.testing.assert_allclose(got.curves["colour_drift"][:4], wanted, atol=0.02)
+
+
+def test_names_of_any_script_and_sign(clips, tmp_path, capsys):
+    odd = tmp_path / "$a$ \ue123.mp4"
+    shutil.copy(clips / "dark.mp4", odd)
+    assert main(["eval", str(odd), "--out", str(tmp_path / "out")]) == 0
+    assert "no installed font has \ue123" in capsys.readouterr().err
 
 
 def test_labels_tell_files_apart(tmp_path):

@@ -11,9 +11,10 @@ import pytest
 from models import PROMPT, TINY
 
 import tt_jax
-from tt_jax import pipeline
+from tt_jax import pipeline, records
 from tt_jax.checkpoint import ModelError
 from tt_jax.pipeline import NonFiniteError
+from tt_jax.plots import drift, style
 
 # Every chunk from the fourth on triggers.
 EAGER = tt_jax.TokenTrim(p=0.2, lam=-100.0)
@@ -164,6 +165,42 @@ def test_continuing_equals_not_stopping(pipe, video):
     assert first.state.surplus.shape[1] == second.starts[0] == 9
     joined = np.concatenate([first.frames, second.frames], axis=1)
     assert np.abs(joined.astype(int) - video.frames).max() <= 1
+
+
+def test_what_is_printed_is_one_line(pipe, video):
+    first = pipe.generate(PROMPT, seconds=1.5, seed=3, trim=EAGER)
+    chunk = next(pipe.stream(PROMPT, seconds=4, seed=3, trim=EAGER))
+    assert repr(video) == "Video(1 sample, 64 frames of 32x32, 4 s, 6 chunks)"
+    assert repr(first.state) == "VideoState(1 sample of 32x32, 9 frames ahead)"
+    assert repr(chunk) == "Chunk(number 0, 6 in all; 1 sample, 9 frames of 32x32)"
+
+
+@pytest.mark.slow
+def test_continuing_by_less_than_is_there(pipe, video, tmp_path):
+    """What is shown was decoded before; the chunk that had to be made lies behind it."""
+    first = pipe.generate(PROMPT, seconds=1.5, seed=3, trim=EAGER)
+    more = pipe.generate(PROMPT, seconds=1 / 16, trim=EAGER, state=first.state)
+    assert more.frames.shape[1] == 1 and more.starts == more.ends == (9,)
+    assert np.abs(more.frames[:, 0].astype(int) - video.frames[:, 24]).max() <= 1
+    (row,) = records.chunks(more, 0)
+    assert row["start"] == row["end"] == 9 / 16
+    style.save(drift.picture({"TokenTrim": more}, PROMPT), tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**40])
+def test_seeds_that_would_be_another(pipe, seed):
+    with pytest.raises(ValueError, match="between 0 and 4294967295"):
+        pipe.stream(PROMPT, seconds=1, seed=seed)
+
+
+def test_the_least_seconds_of_rolling_forcing(pipe):
+    strategy = tt_jax.RollingForcing()
+    start = np.zeros((9, 32, 32, 3), np.uint8)
+    for settings, least in [({}, 46 / 16), ({"initial": start}, 58 / 16)]:
+        request = {"prompt": PROMPT, "strategy": strategy, **settings}
+        assert pipe.stream(seconds=least, **request)
+        with pytest.raises(ValueError, match=f"at least {least:g} seconds here, not"):
+            pipe.stream(seconds=least - 1 / 16, **request)
 
 
 # --- initial frames -----------------------------------------------------------------------------

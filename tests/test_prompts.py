@@ -1,7 +1,9 @@
 """Prompts encoded before the rest of a model is loaded, and kept."""
 
+import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +61,32 @@ def test_another_models_prompts_are_not_taken(tiny_model, kept, tmp_path):
     assert len(loaded) == 2
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [(prompts, "__version__", "0.0"), (jax, "__version__", "0.0"),
+     (jax, "default_backend", lambda: "tpu")],
+)  # fmt: skip
+def test_what_other_programs_made_is_not_taken(tiny_model, kept, monkeypatch, module, name, value):
+    _, loaded = kept
+    tt_jax.encode_prompts(tiny_model, PROMPT, jnp.float32)
+    monkeypatch.setattr(module, name, value)
+    tt_jax.encode_prompts(tiny_model, PROMPT, jnp.float32)
+    assert len(loaded) == 2
+
+
+def test_without_a_home_nothing_is_kept(tiny_model, kept, monkeypatch):
+    folder, loaded = kept
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pathlib.Path, "home", homeless)
+    for _ in range(2):
+        tt_jax.encode_prompts(tiny_model, PROMPT)
+    assert len(loaded) == 2 and not folder.exists()
+
+
 @pytest.mark.parametrize("damage", [b"", b"no numbers", None])
 def test_what_is_damaged_is_made_again(tiny_model, kept, damage):
     folder, loaded = kept
@@ -88,6 +116,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(tiny_model, tmp_path, mo
 def test_bad_requests(tiny_model, kept, tmp_path):
     with pytest.raises(ValueError, match="empty"):
         tt_jax.encode_prompts(tiny_model, " ")
+    with pytest.raises(ValueError, match=r"'caf\\udce9' isn't Unicode"):
+        tt_jax.encode_prompts(tiny_model, "caf\udce9")
     with pytest.raises(ModelError):
         tt_jax.encode_prompts(tmp_path / "nowhere", PROMPT)
     with pytest.warns(UserWarning, match="left out"):
