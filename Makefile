@@ -20,7 +20,7 @@ pictures: demo
 
 # All tests but those of true-size models; a file stays in one process, which compiles once.
 test: .venv/.tested
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not huge"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not huge" --durations 30
 
 # The tests that need no originals (of others, what needs torch skips), on the newest JAX that PYTHON
 # can have.

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,17 @@ def program_of(command: str) -> str:
 def check_against_help(command: str, folder: Path) -> None:
     """The program exists, and has the options that the command names."""
     program = program_of(command)
+    told = help_of(program, folder)
+    for option in re.findall(r"(?<=\s)--[a-z][\w-]*", command):
+        assert option in told, f"{program} has no {option}"
+
+
+@cache
+def help_of(program: str, folder: Path) -> str:
+    """What a program says of itself."""
     done = run(f"{program} --help", folder, {})
     assert done.returncode == 0, done.stderr
-    for option in re.findall(r"(?<=\s)--[a-z][\w-]*", command):
-        assert option in done.stdout, f"{program} has no {option}"
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
