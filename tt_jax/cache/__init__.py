@@ -6,6 +6,7 @@ from tt_jax.cache.fade_mem import FadeMem
 from tt_jax.cache.infinity_rope import InfinityRope
 from tt_jax.cache.long_live import LongLive
 from tt_jax.cache.mem_rope import MemRope
+from tt_jax.cache.named import NAMES, parse
 from tt_jax.cache.policy import Policy
 from tt_jax.cache.relax_forcing import RelaxForcing
 from tt_jax.cache.rolling_sink import RollingSink
@@ -13,6 +14,7 @@ from tt_jax.cache.tether_cache import TetherCache
 from tt_jax.cache.window import Window
 
 __all__ = [
+    "NAMES",
     "DeepForcing",
     "EmaSink",
     "FadeMem",
@@ -24,4 +26,5 @@ __all__ = [
     "RollingSink",
     "TetherCache",
     "Window",
+    "parse",
 ]

@@ -13,7 +13,7 @@ from tt_jax.cache.buffer import Context
 from tt_jax.cache.policy import Policy
 from tt_jax.models.dit import KV, Read
 from tt_jax.nn.attention import attention
-from tt_jax.nn.rope import rotate, rotation, rotation_at
+from tt_jax.nn.rope import rotate
 
 
 @jax.tree_util.register_static
@@ -188,7 +188,8 @@ class DeepForcing(Policy):
         at = jnp.where(slot < self.sink, memory["sink_at"] + slot, context.frame)
         time = jnp.broadcast_to(jnp.repeat(at, per_frame), (batch, len(places)))
         place = jnp.broadcast_to(places % per_frame, time.shape)
-        turn = rotation(frame + jnp.arange(size), *grid, width)
+        shape, bias = context.k.shape[3:], self.bias(context, size)
+        turn = self.turn(frame + jnp.arange(size), grid, shape)
         older = self.recent - size
         recent = context.filled & (slot >= self.sink + self._chosen)
         recent &= context.frame >= frame - older
@@ -204,7 +205,7 @@ class DeepForcing(Policy):
             where = place.at[:, middle].set(chosen["place"])
             may = seen.at[:, middle].set(self._seen(chosen, valid))
             q = rotate(q, turn)
-            keys = rotate(cached.k.astype(k.dtype), rotation_at(times, where, *grid, width))
+            keys = rotate(cached.k.astype(k.dtype), self.turn(times, grid, shape, where))
             new = rotate(k, turn)
             query = jnp.sum(q.astype(jnp.float32), axis=1)
             out: Any = KV(k, v), jnp.sum(q[:, -older * per_frame :].astype(jnp.float32), axis=1)
@@ -226,7 +227,7 @@ class DeepForcing(Policy):
             mask = jnp.concatenate([may, own], axis=1)[:, None]
             keys = jnp.concatenate([keys, new], axis=1)
             values = jnp.concatenate([cached.v.astype(v.dtype), v], axis=1)
-            return attention(q, keys, values, mask), out
+            return attention(q, keys, values, mask, bias=bias), out
 
         layers = {n: memory[n] for n in ("place", "time", "kept", "count", "query")}
         return (context.keys_values, layers), read

@@ -12,7 +12,6 @@ from tt_jax.cache.buffer import Context, frames_at
 from tt_jax.cache.policy import check_window
 from tt_jax.cache.window import Window
 from tt_jax.models.dit import KV, Read, reader
-from tt_jax.nn.rope import rotation
 
 
 @jax.tree_util.register_static
@@ -90,7 +89,7 @@ class LongLive(Window):
         if how == "none":
             return context
         slots, per_frame = context.valid.shape[1:]
-        width, count = context.k.shape[-1], self.frames
+        shape, count = context.k.shape[3:], self.frames
         memory = self._pruned(context)
         # Frames of the pass; negative ones aren't there yet.
         number = frame - count + jnp.arange(count)
@@ -105,8 +104,8 @@ class LongLive(Window):
         past = KV(context.k[:, :, :end], context.v[:, :, :end])
         shift = jnp.maximum(frame - count, 0) if self.relative else 0
         own, old = jnp.maximum(number - shift, 0), jnp.arange(self.sink)
-        turn_old = rotation(old, *grid, width) if self.relative else None
-        read = reader(rotation(own, *grid, width), mask, turn_old, self.rotated)
+        turn_old = self.turn(old, grid, shape) if self.relative else None
+        read = reader(self.turn(own, grid, shape), mask, turn_old, self.rotated)
         k, v = encode(tokens, past, read)
 
         values, frames = {"k": context.k, "v": context.v}, context.frame

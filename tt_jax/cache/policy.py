@@ -5,23 +5,43 @@ given, its own arrays in `Context.memory`. Shapes never change. Each published o
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tt_jax.cache import buffer
 from tt_jax.cache.buffer import Context
 from tt_jax.models.dit import KV, Read, reader
-from tt_jax.nn.rope import rotation
+from tt_jax.nn.rope import rotation, rotation_at
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """The interface; a policy overrides what is its own. All frames are latent frames."""
+    """The interface; a policy overrides what is its own. All frames are latent frames.
+
+    Options that every policy has:
+
+    past_weight: how much a key of the past weighs in the softmax beside one of the chunk's own or
+        of the first cached frame, ln(past_weight) added to its logit (Krea Realtime, whose demo
+        has 0.3; 1 is off). Attention is XLA's then, on every device.
+    base_spread: every head's base of rotary time is 10000 (1 + base_spread eps), eps uniform in -1
+        to 1, one draw for all layers (LoL, arXiv 2601.16914, which has 0.8; 0 is off).
+    """
+
+    past_weight: float = dataclasses.field(default=1.0, kw_only=True)
+    base_spread: float = dataclasses.field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.past_weight > 0:
+            raise ValueError(f"past_weight must be above 0, not {self.past_weight}.")
+        if not 0 <= self.base_spread < 1:
+            raise ValueError(f"base_spread must be from 0 to below 1, not {self.base_spread}.")
 
     # What can be done at a prompt switch, the default first.
     switches: ClassVar[tuple[str, ...]] = ("none",)
@@ -90,13 +110,40 @@ class Policy:
         returns of each layer what `accept` takes; other arguments as in `positions`.
         """
         own, past = self.positions(context, frame, size)
-        width = context.k.shape[-1]
+        shape = context.k.shape[3:]
         return context.keys_values, reader(
-            rotation(own, *grid, width),
+            self.turn(own, grid, shape),
             buffer.attention_mask(valid, size * valid.shape[2]),
-            None if past is None else rotation(past, *grid, width),
+            None if past is None else self.turn(past, grid, shape),
             self.rotated,
+            self.bias(context, size),
         )
+
+    def turn(
+        self,
+        frames: Int[Array, "..."],
+        grid: tuple[int, int],
+        shape: tuple[int, ...],
+        places: Int[Array, "..."] | None = None,
+    ) -> tuple[Array, Array]:
+        """`rotation` of frames, or of tokens of them; `shape` is the heads' number and width."""
+        heads, width = shape
+        bases = None
+        if self.base_spread:
+            eps = np.random.default_rng(0).uniform(-1, 1, heads)
+            bases = tuple(10000.0 * (1 + self.base_spread * eps))
+        if places is None:
+            return rotation(frames, *grid, width, bases)
+        return rotation_at(frames, places, *grid, width, bases)
+
+    def bias(self, context: Context, size: int) -> Float[Array, " keys"] | None:
+        """What is added to the logits of the buffer's keys and of the `size` frames' own."""
+        if self.past_weight == 1:
+            return None
+        first = context.filled & (buffer.ranks(context) == 0)
+        past = jnp.where(first, 0.0, math.log(self.past_weight))
+        whole = jnp.concatenate([past, jnp.zeros((size,))])
+        return jnp.repeat(whole, context.valid.shape[2])
 
     def accept(
         self,

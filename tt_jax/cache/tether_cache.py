@@ -12,7 +12,7 @@ from tt_jax.cache.buffer import Context
 from tt_jax.cache.policy import Policy, check_window
 from tt_jax.models.dit import KV, Read
 from tt_jax.nn.attention import attention
-from tt_jax.nn.rope import rotate, rotation, rotation_at
+from tt_jax.nn.rope import rotate
 
 
 @jax.tree_util.register_static
@@ -76,10 +76,11 @@ class TetherCache(Policy):
         grid: tuple[int, int],
     ) -> tuple[Any, Read]:
         batch, slots, per_frame = valid.shape
-        width, count = context.k.shape[-1], self._count(context)
+        count = self._count(context)
         middle = slice(self.sink, self.sink + count)
         own, at = self.positions(context, frame, size)
-        turn = rotation(own, *grid, width)
+        shape, bias = context.k.shape[3:], self.bias(context, size)
+        turn = self.turn(own, grid, shape)
         at = jnp.broadcast_to(jnp.where(context.filled, at, 0), (batch, slots))
         place = jnp.broadcast_to(jnp.tile(jnp.arange(per_frame), slots), (batch, slots * per_frame))
 
@@ -89,14 +90,13 @@ class TetherCache(Policy):
             earlier = present[:, None] & (memory["time"][:, None] < memory["time"][:, :, None])
             rank = self.sink + jnp.sum(earlier, axis=2)
             may = valid.at[:, middle].set(valid[:, middle] & memory["kept"])
-            turns = rotation_at(
-                jnp.repeat(at.at[:, middle].set(rank), per_frame, axis=1), place, *grid, width
-            )
+            times = jnp.repeat(at.at[:, middle].set(rank), per_frame, axis=1)
+            turns = self.turn(times, grid, shape, place)
             past_k, past_v = cached.k.astype(k.dtype), cached.v.astype(v.dtype)
             keys = jnp.concatenate([rotate(past_k, turns), rotate(k, turn)], axis=1)
             values = jnp.concatenate([past_v, v], axis=1)
             mask = buffer.attention_mask(may, size * per_frame)
-            out = attention(rotate(q, turn), keys, values, mask)
+            out = attention(rotate(q, turn), keys, values, mask, bias=bias)
             return out, (KV(k, v), self._seen(cached, may, q, k))
 
         return (context.keys_values, context.memory), read

@@ -45,6 +45,7 @@ def reader(
     mask: Bool[Array, "#b #t keys"] | None = None,
     past_rope: tuple[Float[Array, "s pairs"], Float[Array, "s pairs"]] | None = None,
     rotated: bool = False,
+    bias: Float[Array, " keys"] | None = None,
 ) -> Read:
     """Attention to cached keys and values, then to a pass's own; returns the latter.
 
@@ -53,6 +54,7 @@ def reader(
         mask: which of the S + T keys (cached ones first) a query may see.
         past_rope: rotation of the cached keys; without it they are rotated already.
         rotated: whether the returned keys are rotated.
+        bias: added to the logits of the S + T keys.
 
     Returns:
         A `Read` for a past of keys and values `[B, S, N, H]`, or None.
@@ -66,7 +68,7 @@ def reader(
             cached = cached if past_rope is None else rotate(cached, past_rope)
             keys = jnp.concatenate([cached, keys], axis=1)
             values = jnp.concatenate([past[1].astype(k.dtype), values], axis=1)
-        return attention(rotate(q, rope), keys, values, mask), own
+        return attention(rotate(q, rope), keys, values, mask, bias=bias), own
 
     return read
 

@@ -1,5 +1,6 @@
 """Attention by the implementation that suits the device, the dtype and the mask."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,14 +24,20 @@ def attention(
     v: Float[Array, "b s n h"],
     mask: Bool[Array, "#b #t s"] | None = None,
     impl: str | None = None,
+    bias: Float[Array, " s"] | None = None,
 ) -> Float[Array, "b t n h"]:
     """Softmax attention, scale 1/sqrt(h), over the keys that `mask` allows (all without one).
 
     impl: "xla" (anywhere), "splash" (TPU) or "cudnn" (NVIDIA); `choice` if not given. The kernels
         take one mask for all queries of a sample. Where a query may see no key, they differ.
+    bias: added to the logits of each key; "xla" then.
 
     Raises ValueError for a mask that the implementation can't take.
     """
+    if bias is not None:
+        if impl not in (None, "xla"):
+            raise ValueError(f"{impl} attention takes no bias: use xla.")
+        return sharded(partial(xla, bias=bias), q, k, v, mask)
     impl = choice(q, k, mask).impl if impl is None else impl
     if impl == "xla":
         return sharded(xla, q, k, v, mask)

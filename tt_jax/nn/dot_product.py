@@ -14,8 +14,11 @@ def xla(
     k: Float[Array, "b s n h"],
     v: Float[Array, "b s n h"],
     mask: Bool[Array, "#b #t s"] | None,
+    bias: Float[Array, " s"] | None = None,
 ) -> Float[Array, "b t n h"]:
     """Attention as XLA compiles it, for any device, dtype and mask.
+
+    bias: added to the logits of each key.
 
     Logits and softmax are at least float32. Queries are taken in blocks, so that the logits never
     need more than 256 MB. A query that may see no key at all returns the mean of all values.
@@ -24,14 +27,15 @@ def xla(
     s = k.shape[1]
     rows = max(1, LOGIT_BYTES // (4 * b * n * s))
     if t <= rows:
-        return _attend(q, k, v, mask)
+        return _attend(q, k, v, mask, bias)
     block = next(size for size in range(min(rows, t), 0, -1) if t % size == 0)
 
     def attend(index: Int[Array, ""]) -> Float[Array, "b block n h"]:
         part = jax.lax.dynamic_slice_in_dim(q, index * block, block, axis=1)
         if mask is None or mask.shape[1] == 1:
-            return _attend(part, k, v, mask)
-        return _attend(part, k, v, jax.lax.dynamic_slice_in_dim(mask, index * block, block, 1))
+            return _attend(part, k, v, mask, bias)
+        rows = jax.lax.dynamic_slice_in_dim(mask, index * block, block, axis=1)
+        return _attend(part, k, v, rows, bias)
 
     # Recomputed in a backward pass: kept, the weights would need all the memory at once.
     blocks = jax.lax.map(jax.checkpoint(attend), jnp.arange(t // block))
@@ -43,9 +47,12 @@ def _attend(
     k: Float[Array, "b s n h"],
     v: Float[Array, "b s n h"],
     mask: Bool[Array, "#b #t s"] | None,
+    bias: Float[Array, " s"] | None,
 ) -> Float[Array, "b t n h"]:
     kind = wide_dtype(q.dtype)
     logits = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=kind) * q.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias.astype(kind)
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, jnp.finfo(kind).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)

@@ -23,23 +23,31 @@ def _frequencies(head_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def rotation(
-    frames: Int[Array, " f"], height: int, width: int, head_dim: int
-) -> tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]]:
+    frames: Int[Array, " f"],
+    height: int,
+    width: int,
+    head_dim: int,
+    bases: tuple[float, ...] | None = None,
+) -> tuple[Float[Array, "t *n pairs"], Float[Array, "t *n pairs"]]:
     """Cosines and sines of the 3D rotary positions of `f x height x width` tokens, in that order.
 
     `frames` are absolute frame indices, of any size: the angle is put together from two tables
     made in float64 on the host (`frame % 4096`, `frame // 4096`), right to 8e-8 where a float32
-    product of position and frequency is off by 2e-3 at frame 100,000.
+    product of position and frequency is off by 2e-3 at frame 100,000. `bases` gives every head a
+    base of its own in time, in the place of 10000, and an axis of heads.
     """
-    cos_t, sin_t = _in_time(frames, head_dim)
+    cos_t, sin_t = _in_time(frames, head_dim, bases)
     _, high, wide_ = _frequencies(head_dim)
-    rows, columns = np.arange(height)[:, None] * high, np.arange(width)[:, None] * wide_
-    grid = (frames.shape[0], height, width)
+    heads = () if bases is None else (len(bases),)
+    # Axes of height and width, each with one for the other and for the heads.
+    rows = (np.arange(height)[:, None] * high).reshape(height, 1, *(1 for _ in heads), -1)
+    columns = (np.arange(width)[:, None] * wide_).reshape(width, *(1 for _ in heads), -1)
+    grid = (frames.shape[0], height, width, *heads)
 
     def over_grid(t, h, w):
-        parts = t[:, None, None], jnp.asarray(h)[:, None], jnp.asarray(w)
+        parts = t[:, None, None], jnp.asarray(h), jnp.asarray(w)
         parts = [jnp.broadcast_to(part, (*grid, part.shape[-1])) for part in parts]
-        return jnp.concatenate(parts, axis=-1).reshape(-1, head_dim // 2)
+        return jnp.concatenate(parts, axis=-1).reshape(-1, *heads, head_dim // 2)
 
     return (
         over_grid(cos_t, np.cos(rows), np.cos(columns)),
@@ -48,23 +56,36 @@ def rotation(
 
 
 def rotation_at(
-    frames: Int[Array, "*b t"], places: Int[Array, "*b t"], height: int, width: int, head_dim: int
-) -> tuple[Float[Array, "*b t 1 pairs"], Float[Array, "*b t 1 pairs"]]:
+    frames: Int[Array, "*b t"],
+    places: Int[Array, "*b t"],
+    height: int,
+    width: int,
+    head_dim: int,
+    bases: tuple[float, ...] | None = None,
+) -> tuple[Float[Array, "*b t n pairs"], Float[Array, "*b t n pairs"]]:
     """`rotation` of tokens one by one: their frames, and their places in a frame's grid."""
-    cos_t, sin_t = _in_time(frames, head_dim)
-    cos_0, sin_0 = rotation(jnp.zeros((1,), jnp.int32), height, width, head_dim)
-    count = cos_t.shape[-1]
-    cos = jnp.concatenate([cos_t, cos_0[places, count:]], axis=-1)
-    sin = jnp.concatenate([sin_t, sin_0[places, count:]], axis=-1)
-    return cos[..., None, :], sin[..., None, :]
+    turns = _in_time(frames, head_dim, bases)
+    still = rotation(jnp.zeros((1,), jnp.int32), height, width, head_dim)
+
+    def join(time: Array, space: Array) -> Array:
+        time = time[..., None, :] if bases is None else time
+        space = space[places, time.shape[-1] :][..., None, :]
+        space = jnp.broadcast_to(space, (*time.shape[:-1], space.shape[-1]))
+        return jnp.concatenate([time, space], axis=-1)
+
+    cos, sin = (join(time, space) for time, space in zip(turns, still, strict=True))
+    return cos, sin
 
 
 def _in_time(
-    frames: Int[Array, "*b f"], head_dim: int
+    frames: Int[Array, "*b f"], head_dim: int, bases: tuple[float, ...] | None
 ) -> tuple[Float[Array, "*b f pairs"], Float[Array, "*b f pairs"]]:
-    """Cosines and sines of the channel pairs that carry time."""
+    """Cosines and sines of the channel pairs that carry time; with `bases` an axis of heads."""
     time = _frequencies(head_dim)[0]
     steps = np.arange(FRAME_TABLE, dtype=np.float64)[:, None]
+    if bases is not None:
+        time = np.array([time ** (np.log(base) / np.log(THETA)) for base in bases])
+        steps = steps[..., None]
     low_angle, high_angle = steps * time, steps * FRAME_TABLE * time
     low, coarse = frames % FRAME_TABLE, frames // FRAME_TABLE
     cos_a, sin_a = jnp.asarray(np.cos(low_angle))[low], jnp.asarray(np.sin(low_angle))[low]

@@ -1,0 +1,201 @@
+"""The invariants of the design for every cache policy, at a tiny model; as in test_invariants."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models import random_dit
+
+from tt_jax import SelfForcing, TokenTrim, rollout
+from tt_jax._rollout import _begin, _rollout, stream
+from tt_jax.cache import (
+    DeepForcing,
+    EmaSink,
+    FadeMem,
+    InfinityRope,
+    LongLive,
+    MemRope,
+    RelaxForcing,
+    RollingSink,
+    TetherCache,
+    Window,
+)
+from tt_jax.models.dit import DiTConfig
+
+GRID = (4, 4)
+PLACES = 4
+CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=4, text_dim=8, text_len=4)
+CHUNKS = 7  # by then every policy has evicted, chosen and averaged
+# Far below any severity: every chunk from the fourth on triggers, and drops a place.
+EAGER = TokenTrim(p=0.25, lam=-100.0)
+
+POLICIES = [
+    Window(9, 2),
+    InfinityRope(),
+    LongLive(9, 2),
+    MemRope(10, 2),
+    MemRope(10, 2, summary="adaptive"),
+    EmaSink(9, 2),
+    RollingSink(9),
+    RelaxForcing(12),
+    DeepForcing(frames=11, sink=3, budget=8, recent=4, reuse=2),
+    TetherCache(9, 2),
+    FadeMem(9, 5),
+]
+every_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda p: repr(p).replace(" ", ""))
+
+
+@functools.cache
+def dit():
+    return random_dit(CONFIG)
+
+
+@functools.cache
+def text():
+    rows = jax.random.normal(jax.random.key(1), (2, CONFIG.text_len, CONFIG.text_dim))
+    return rows.at[0, 3:].set(0).at[1, 2:].set(0)
+
+
+def strategy(policy):
+    return SelfForcing(cache=policy, steps=(1000, 500))
+
+
+def arguments(policy, lam=EAGER.lam):
+    trim = dataclasses.replace(EAGER, lam=lam)
+    return {"grid": GRID, "strategy": strategy(policy), "trim": trim}
+
+
+@functools.cache
+def chunks(policy):
+    """A stream's chunks, each with the state after it: a Python loop over one compiled step."""
+    return list(stream(dit(), text(), jax.random.key(0), chunks=CHUNKS, **arguments(policy)))
+
+
+def latents(parts):
+    return np.concatenate([part.latents for part in parts], axis=1)
+
+
+def equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
+
+
+def next_chunk(policy, state, lam=EAGER.lam, prompts=None):
+    prompts = text() if prompts is None else prompts
+    return rollout(
+        dit(), prompts, jax.random.key(0), chunks=1, state=state, **arguments(policy, lam)
+    )
+
+
+@every_policy
+def test_1_one_compilation_and_states_of_one_shape(policy):
+    states = [part.state for part in chunks(policy)]
+    shapes = {str(jax.tree.map(lambda x: (x.shape, x.dtype), state)) for state in states}
+    assert len(shapes) == 1
+    before = _rollout._cache_size()
+    out = next_chunk(policy, states[2], lam=1e9)
+    assert _rollout._cache_size() == before
+    assert chunks(policy)[3].triggered.all() and not out.triggered.any()
+
+
+@every_policy
+def test_2_what_may_not_be_read_has_no_influence(policy):
+    """Large values in dropped and empty entries, of buffer and archive, change nothing."""
+    for part in chunks(policy)[2:CHUNKS:2]:
+        clean = next_chunk(policy, part.state)
+        context = part.state.context
+        context = poisoned(context, ~context.valid)
+        memory = context.memory
+        if isinstance(policy, RollingSink):
+            memory = poisoned_parts(memory, ~memory["valid"])
+        elif isinstance(policy, RelaxForcing):
+            archive = memory["archive"]
+            memory = memory | {"archive": poisoned(archive, ~archive.valid)}
+        elif isinstance(policy, TetherCache | DeepForcing):
+            lost = ~memory["kept"].reshape(*memory["kept"].shape[:2], -1)[..., None, None]
+            places = slice(policy.sink * PLACES, policy.sink * PLACES + lost.shape[2])
+            k, v = (
+                getattr(context, n).at[:, :, places].set(
+                    jnp.where(lost, 100.0, getattr(context, n)[:, :, places])
+                )
+                for n in "kv"
+            )  # fmt: skip
+            context = dataclasses.replace(context, k=k, v=v)
+        context = dataclasses.replace(context, memory=memory)
+        got = next_chunk(policy, dataclasses.replace(part.state, context=context))
+        np.testing.assert_array_equal(got.latents, clean.latents)
+        after = next_chunk(policy, got.state), next_chunk(policy, clean.state)
+        np.testing.assert_array_equal(after[0].latents, after[1].latents)
+    assert any(bool((~part.state.context.valid).any()) for part in chunks(policy)[3:])
+
+
+def poisoned(context, hidden):
+    parts = {"k": context.k, "v": context.v, "tokens": context.tokens}
+    return dataclasses.replace(context, **poisoned_parts(parts, hidden))
+
+
+def poisoned_parts(parts, hidden):
+    rows = hidden.reshape(len(hidden), -1)[None, ..., None, None]
+    new = {name: jnp.where(rows, 100.0, parts[name]) for name in "kv"}
+    return {**parts, **new}
+
+
+@pytest.mark.slow
+@every_policy
+def test_3_off_is_a_trigger_that_never_fires(policy):
+    common = {"chunks": CHUNKS, "grid": GRID, "strategy": strategy(policy)}
+    never = rollout(dit(), text(), jax.random.key(0), trim=TokenTrim(p=0.25, lam=1e9), **common)
+    off = rollout(dit(), text(), jax.random.key(0), trim=TokenTrim.off(), **common)
+    np.testing.assert_array_equal(never.latents, off.latents)
+    assert np.isfinite(never.latents).all()
+
+
+@pytest.mark.slow
+@every_policy
+def test_4_5_the_scan_equals_a_loop_that_goes_on_from_each_state(policy):
+    out = rollout(dit(), text(), jax.random.key(0), chunks=CHUNKS, **arguments(policy))
+    want = latents(chunks(policy))
+    assert np.linalg.norm(out.latents - want) <= 1e-6 * np.linalg.norm(want)
+    for name in ("triggered", "pruned"):
+        want = np.concatenate([getattr(part, name) for part in chunks(policy)], axis=1)
+        np.testing.assert_array_equal(getattr(out, name), want)
+    # The same chunk twice from one state, and the state stays the caller's.
+    state = chunks(policy)[3].state
+    again = next_chunk(policy, state)
+    assert equal(again.latents, chunks(policy)[4].latents)
+    assert equal(again.state, chunks(policy)[4].state)
+
+
+@every_policy
+def test_6_neighbours_do_not_matter(policy):
+    other = text().at[1].set(-3.0)
+    state = None
+    for part in chunks(policy):
+        if state is None:
+            out = rollout(dit(), other, jax.random.key(0), chunks=1, **arguments(policy))
+        else:
+            out = next_chunk(policy, state, prompts=other)
+        state = out.state
+        np.testing.assert_array_equal(out.latents[0], part.latents[0])
+    assert not equal(out.latents[1], chunks(policy)[-1].latents[1])
+
+
+@pytest.mark.slow
+@every_policy
+def test_1_memory_does_not_grow_with_chunks(policy):
+    graph, params = nnx.split(dit())
+    made = strategy(policy)
+    state = _begin(graph, params, text(), jax.random.key(0), GRID, made, None)
+
+    def temporary(count):
+        lowered = _rollout.lower(
+            graph, params, text(), count, GRID, made, EAGER, None, state, False
+        )
+        analysis = lowered.compile().memory_analysis()
+        return analysis.temp_size_in_bytes, analysis.output_size_in_bytes
+
+    (short, short_out), (long, long_out) = temporary(10), temporary(200)
+    assert long - short <= (long_out - short_out) + 0.01 * short
