@@ -27,21 +27,24 @@ PLACES = ROWS * COLUMNS
 # --- the loops' own tools -----------------------------------------------------------------------
 
 
-def rotate(x, times, places=None):
+def rotate(x, times, places=None, spread=0.0):
     """`[T, N, H]` of tokens at the given times and places of a frame (all in order if left out)."""
     if places is None:
         times, places = np.repeat(times, PLACES), np.tile(np.arange(PLACES), len(times))
     side = 2 * (WIDTH // 6)
-    axes = ((WIDTH - 2 * side, times), (side, places // COLUMNS), (side, places % COLUMNS))
-    angle = np.concatenate(
-        [np.outer(at, 1e4 ** (-np.arange(0, d, 2) / d)) for d, at in axes], axis=1
-    )
-    pair = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)[:, None]
+    eps = np.random.default_rng(0).uniform(-1, 1, HEADS)
+    angle = np.zeros((len(x), HEADS, WIDTH // 2))
+    for head in range(HEADS):
+        axes = ((WIDTH - 2 * side, times, 1e4 * (1 + spread * eps[head])),)
+        axes += ((side, places // COLUMNS, 1e4), (side, places % COLUMNS, 1e4))
+        parts = [np.outer(at, base ** (-np.arange(0, d, 2) / d)) for d, at, base in axes]
+        angle[:, head] = np.concatenate(parts, axis=1)
+    pair = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)
     return np.stack([pair.real, pair.imag], axis=-1).reshape(x.shape)
 
 
-def attend(q, k, v):
-    logits = np.einsum("tnh,snh->nts", q, k) / WIDTH**0.5
+def attend(q, k, v, bias=0.0):
+    logits = np.einsum("tnh,snh->nts", q, k) / WIDTH**0.5 + bias
     weight = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.einsum("nts,snh->tnh", weight / weight.sum(axis=-1, keepdims=True), v)
 
@@ -54,11 +57,13 @@ class Loop:
     """One layer's past as lists; `read` and `finish` are what a policy says."""
 
     def read(self, q, k, v, first):
-        past, own = self.past(first), self.own()
-        keys = [rotate(key, *at) for key, _, at in past]
+        past, own, spread = self.past(first), self.own(), self.policy.base_spread
+        keys = [rotate(key, *at, spread=spread) for key, _, at in past]
+        bias = np.zeros((len(past) + CHUNK) * PLACES)
+        bias[PLACES : len(past) * PLACES] = np.log(self.policy.past_weight)
         return attend(
-            rotate(q, own), np.concatenate([*keys, rotate(k, own)]),
-            np.concatenate([*(value for _, value, _ in past), v]),
+            rotate(q, own, spread=spread), np.concatenate([*keys, rotate(k, own, spread=spread)]),
+            np.concatenate([*(value for _, value, _ in past), v]), bias,
         )  # fmt: skip
 
 
@@ -115,8 +120,8 @@ def compare(policy, loops, chunks, at_switch=None):
 class PlainWindow(Loop):
     """The newest frames after the sinks, all counted from 0."""
 
-    def __init__(self, frames, sink):
-        self.frames, self.sink, self.kept = frames, sink, []
+    def __init__(self, policy):
+        self.policy, self.kept = policy, []
 
     def past(self, first):
         return [(k, v, ([i],)) for i, (k, v) in enumerate(self.kept)]
@@ -126,8 +131,8 @@ class PlainWindow(Loop):
 
     def finish(self, q, k, v):
         self.kept += [(frame(k, i), frame(v, i)) for i in range(CHUNK)]
-        while len(self.kept) > self.frames - CHUNK:
-            del self.kept[self.sink]
+        while len(self.kept) > self.policy.frames - CHUNK:
+            del self.kept[self.policy.sink]
 
 
 class PlainMemory(PlainWindow):
@@ -338,9 +343,11 @@ class PlainFade(Loop):
 @pytest.mark.parametrize(
     ("policy", "loop"),
     [
-        (Window(9, 1, relative=True), lambda p: PlainWindow(9, 1)),
-        (MemRope(summary="none"), lambda p: PlainWindow(12, 3)),
-        (MemRope(summary="adaptive"), lambda p: PlainMemory(12, 3)),
+        (Window(9, 1, relative=True), PlainWindow),
+        (Window(9, 1, relative=True, past_weight=0.3, base_spread=0.8), PlainWindow),
+        (TetherCache(12, 1, past_weight=0.3, base_spread=0.8), PlainTether),
+        (MemRope(summary="none"), PlainWindow),
+        (MemRope(summary="adaptive"), PlainMemory),
         (DeepForcing(frames=12, sink=3, budget=8, recent=4), PlainDeep),
         (DeepForcing(frames=12, sink=3, budget=8, recent=4, reuse=2), PlainDeep),
         (TetherCache(), PlainTether),

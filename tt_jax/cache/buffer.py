@@ -85,7 +85,7 @@ def ring(context: Context, frames: Int[Array, " f"]) -> Int[Array, " f"]:
 def ranks(context: Context) -> Int[Array, " s"]:
     """How many of the frames that the buffer holds come before each slot's."""
     earlier = context.filled & (context.frame < context.frame[:, None])
-    return jnp.sum(earlier, axis=1)
+    return jnp.sum(earlier, axis=1, dtype=jnp.int32)
 
 
 def append(

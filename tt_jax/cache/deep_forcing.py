@@ -73,8 +73,8 @@ class DeepForcing(Policy):
         # Of the chosen tokens: their place in a frame, the frame, whether they may be attended, how
         # often they were chosen. What is there before any was are frames like others.
         shape = (layers, batch, self._chosen * per_frame)
-        place = jnp.tile(jnp.arange(per_frame), self._chosen)
-        time = self.sink + jnp.repeat(jnp.arange(self._chosen), per_frame)
+        place = jnp.tile(jnp.arange(per_frame, dtype=jnp.int32), self._chosen)
+        time = self.sink + jnp.repeat(jnp.arange(self._chosen, dtype=jnp.int32), per_frame)
         memory = {
             "place": jnp.broadcast_to(place, shape),
             "time": jnp.broadcast_to(time, shape),
@@ -149,7 +149,7 @@ class DeepForcing(Policy):
             new = jnp.take_along_axis(past, index[..., None, None], axis=2)
             new = jnp.where(full, new, past[:, :, start : start + count])
             values[name] = jax.lax.dynamic_update_slice_in_dim(past, new, start, 2)
-        slot = jnp.arange(self.frames)
+        slot = jnp.arange(self.frames, dtype=jnp.int32)
         chosen = (slot >= self.sink) & (slot < self.sink + self._chosen)
         gone = full & (slot >= self.sink) & ~chosen & (context.frame < recent)
         context = dataclasses.replace(context, **values, memory=memory)
@@ -181,15 +181,15 @@ class DeepForcing(Policy):
         batch, _, per_frame = valid.shape
         width = context.k.shape[-1]
         memory = context.memory
-        places = jnp.arange(self.frames * per_frame)
+        places = jnp.arange(self.frames * per_frame, dtype=jnp.int32)
         start, count = self.sink * per_frame, self._chosen * per_frame
         middle = slice(start, start + count)
-        slot = jnp.arange(self.frames)
+        slot = jnp.arange(self.frames, dtype=jnp.int32)
         at = jnp.where(slot < self.sink, memory["sink_at"] + slot, context.frame)
         time = jnp.broadcast_to(jnp.repeat(at, per_frame), (batch, len(places)))
         place = jnp.broadcast_to(places % per_frame, time.shape)
         shape, bias = context.k.shape[3:], self.bias(context, size)
-        turn = self.turn(frame + jnp.arange(size), grid, shape)
+        turn = self.turn(frame + jnp.arange(size, dtype=jnp.int32), grid, shape)
         older = self.recent - size
         recent = context.filled & (slot >= self.sink + self._chosen)
         recent &= context.frame >= frame - older
@@ -220,7 +220,7 @@ class DeepForcing(Policy):
                 ) / (width**0.5 * q.shape[2])  # fmt: skip
                 best, index = jax.lax.top_k(jnp.where(able, score, -jnp.inf), count)
                 kept = best > -jnp.inf
-                rows = jnp.arange(batch)[:, None]
+                rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
                 picked = jnp.zeros(may.shape, bool).at[rows, index].set(kept)
                 may = may & (always | picked)
                 out = index, kept

@@ -62,7 +62,7 @@ class FadeMem(Policy):
     ) -> tuple[Int[Array, " f"], Int[Array, " s"] | None]:
         own, past = super().positions(context, frame, size)
         start = self.frames - size
-        gaps = jnp.arange(NEWEST + 1, start)
+        gaps = jnp.arange(NEWEST + 1, start, dtype=jnp.int32)
         warped = gaps.astype(jnp.float32) ** self.fade
         order = jnp.argsort(-context.memory["centre"])  # the newest first
         true = frame.astype(jnp.float32) - context.memory["centre"][order]
@@ -76,7 +76,9 @@ class FadeMem(Policy):
             at.append(start - last)
         placed = jnp.zeros_like(past).at[order].set(jnp.stack([*map(jnp.asarray, at), 0 * last]))
         full = jnp.all(context.filled)
-        return jnp.where(full, start + jnp.arange(size), own), jnp.where(full, placed, past)
+        return jnp.where(full, start + jnp.arange(size, dtype=jnp.int32), own), jnp.where(
+            full, placed, past
+        )
 
     def accept(
         self,
@@ -89,7 +91,7 @@ class FadeMem(Policy):
         for i in range(len(frames)):
             full = jnp.all(context.filled)
             context, free = self._merged(context, frames[i], full)
-            slot = jnp.where(full, free, jnp.sum(context.filled))
+            slot = jnp.where(full, free, jnp.sum(context.filled)).astype(jnp.int32)
             rows = slice(i * per_frame, (i + 1) * per_frame)
             kv = KV(*(part[:, :, rows] for part in own))
             one = slice(i, i + 1)
@@ -107,7 +109,7 @@ class FadeMem(Policy):
         """With two neighbours in the older one's slot if the bank was full; the other's slot."""
         centre, span = context.memory["centre"], context.memory["span"]
         per_frame = context.valid.shape[2]
-        order = jnp.argsort(centre)
+        order = jnp.argsort(centre).astype(jnp.int32)
         age = (frame.astype(jnp.float32) + 1 - centre[order]) ** self.fade
         pair = jnp.argmin(age[:-1] - age[1:])
         a, b = order[pair], order[pair + 1]

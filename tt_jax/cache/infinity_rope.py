@@ -58,7 +58,9 @@ class InfinityRope(Policy):
         self, context: Context, frame: Int[Array, ""], size: int
     ) -> tuple[Int[Array, " f"], Int[Array, " s"] | None]:
         own, past = super().positions(context, frame, size)
-        return jnp.where(context.memory["cut"], self.cut + jnp.arange(size), own), past
+        return jnp.where(
+            context.memory["cut"], self.cut + jnp.arange(size, dtype=jnp.int32), own
+        ), past
 
     def accept(
         self,

@@ -48,7 +48,7 @@ class LongLive(Window):
             "tokens": jnp.zeros((*recent, width), context.tokens.dtype),
             "valid": jnp.zeros(recent, bool),
         }
-        sinks = jnp.arange(slots) < self.sink
+        sinks = jnp.arange(slots, dtype=jnp.int32) < self.sink
         return dataclasses.replace(context, exempt=sinks, memory=memory)
 
     def accept(
@@ -92,18 +92,18 @@ class LongLive(Window):
         shape, count = context.k.shape[3:], self.frames
         memory = self._pruned(context)
         # Frames of the pass; negative ones aren't there yet.
-        number = frame - count + jnp.arange(count)
+        number = frame - count + jnp.arange(count, dtype=jnp.int32)
         tokens = memory["tokens"][:, number % count]
         there = memory["valid"][:, number % count] & (number >= 0)[:, None]
         sink_stays = jnp.asarray(self.keep_sink) & (frame > count)
-        there &= ~sink_stays | (jnp.arange(count) >= self.sink)[:, None]
+        there &= ~sink_stays | (jnp.arange(count, dtype=jnp.int32) >= self.sink)[:, None]
         sinks = context.valid[:, : self.sink] & sink_stays
         batch = len(sinks)
         mask = jnp.concatenate([sinks.reshape(batch, -1), there.reshape(batch, -1)], 1)[:, None]
         end = self.sink * per_frame
         past = KV(context.k[:, :, :end], context.v[:, :, :end])
         shift = jnp.maximum(frame - count, 0) if self.relative else 0
-        own, old = jnp.maximum(number - shift, 0), jnp.arange(self.sink)
+        own, old = jnp.maximum(number - shift, 0), jnp.arange(self.sink, dtype=jnp.int32)
         turn_old = self.turn(old, grid, shape) if self.relative else None
         read = reader(self.turn(own, grid, shape), mask, turn_old, self.rotated)
         k, v = encode(tokens, past, read)

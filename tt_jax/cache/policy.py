@@ -94,7 +94,8 @@ class Policy:
         """Rotary positions of the next `size` frames, the first of which is `frame` of the video,
         and of the slots (None: their keys are rotated already)."""
         # The present ones are counted in the order of the video, from 0.
-        return jnp.sum(context.filled) + jnp.arange(size), buffer.ranks(context)
+        count = jnp.sum(context.filled, dtype=jnp.int32)
+        return count + jnp.arange(size, dtype=jnp.int32), buffer.ranks(context)
 
     def read(
         self,

@@ -106,7 +106,7 @@ class RelaxForcing(Policy):
         middle = jnp.maximum(newest - oldest, 1)
         half = middle // 2
         count = jnp.minimum(self.candidates, middle - half)
-        step = jnp.minimum(jnp.arange(self.candidates), count - 1)
+        step = jnp.minimum(jnp.arange(self.candidates, dtype=jnp.int32), count - 1)
         number = oldest + half + step * (middle - 1 - half) // count
         per_frame = archive.valid.shape[2]
 

@@ -53,7 +53,7 @@ class RollingSink(Policy):
     def positions(
         self, context: Context, frame: Int[Array, ""], size: int
     ) -> tuple[Int[Array, " f"], Int[Array, " s"] | None]:
-        return frame + jnp.arange(size), context.frame
+        return frame + jnp.arange(size, dtype=jnp.int32), context.frame
 
     def accept(
         self,
@@ -65,7 +65,7 @@ class RollingSink(Policy):
         size, (slots, per_frame) = len(frames), context.valid.shape[1:]
         archive = dict(context.memory)
         # Frames that are still themselves: what was dropped from them is never replayed.
-        first = (context.frame == jnp.arange(slots))[:, None]
+        first = (context.frame == jnp.arange(slots, dtype=jnp.int32))[:, None]
         archive["valid"] = jnp.where(first, context.valid, archive["valid"])
 
         context = buffer.append(context, KV(*own), tokens, frames)

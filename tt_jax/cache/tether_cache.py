@@ -82,13 +82,15 @@ class TetherCache(Policy):
         shape, bias = context.k.shape[3:], self.bias(context, size)
         turn = self.turn(own, grid, shape)
         at = jnp.broadcast_to(jnp.where(context.filled, at, 0), (batch, slots))
-        place = jnp.broadcast_to(jnp.tile(jnp.arange(per_frame), slots), (batch, slots * per_frame))
+        place = jnp.broadcast_to(
+            jnp.tile(jnp.arange(per_frame, dtype=jnp.int32), slots), (batch, slots * per_frame)
+        )
 
         def read(past: Any, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
             cached, memory = past
             present = memory["time"] >= 0
             earlier = present[:, None] & (memory["time"][:, None] < memory["time"][:, :, None])
-            rank = self.sink + jnp.sum(earlier, axis=2)
+            rank = self.sink + jnp.sum(earlier, axis=2, dtype=jnp.int32)
             may = valid.at[:, middle].set(valid[:, middle] & memory["kept"])
             times = jnp.repeat(at.at[:, middle].set(rank), per_frame, axis=1)
             turns = self.turn(times, grid, shape, place)
@@ -161,7 +163,7 @@ class TetherCache(Policy):
         _, best = jax.lax.top_k(score, count)
         stays = jnp.any(jax.nn.one_hot(best, count + size, dtype=bool), axis=2)
         stays &= times >= self.sink
-        free = jnp.argsort(stays[:, :, :count], axis=2, stable=True)
+        free = jnp.argsort(stays[:, :, :count], axis=2, stable=True).astype(jnp.int32)
         present = memory["time"] >= 0
         crowded = jnp.sum(present, axis=2) + jnp.sum(comes) > count
 
@@ -188,9 +190,10 @@ class TetherCache(Policy):
             kept = jnp.where(here[..., None], there[:, i, None], kept)
 
         # The shared arrays: in order, whatever each layer has; what was dropped is in `kept`.
-        filled = jnp.arange(count) < jnp.sum(context.filled[middle]) + jnp.sum(comes)
+        held = jnp.sum(context.filled[middle], dtype=jnp.int32) + jnp.sum(comes, dtype=jnp.int32)
+        filled = jnp.arange(count, dtype=jnp.int32) < held
         frame = context.frame.at[middle].set(
-            jnp.where(filled, self.sink + jnp.arange(count), -1).astype(jnp.int32)
+            jnp.where(filled, self.sink + jnp.arange(count, dtype=jnp.int32), -1).astype(jnp.int32)
         )
         valid = context.valid.at[:, middle].set(filled[:, None])
         context = dataclasses.replace(

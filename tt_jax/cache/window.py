@@ -51,4 +51,4 @@ class Window(Policy):
     ) -> tuple[Int[Array, " f"], Int[Array, " s"] | None]:
         if self.relative:
             return super().positions(context, frame, size)
-        return frame + jnp.arange(size), None
+        return frame + jnp.arange(size, dtype=jnp.int32), None
