@@ -9,6 +9,7 @@ from flax import nnx
 from models import TINY
 
 import tt_jax
+from tt_jax.checkpoint import abstract
 from tt_jax.planning import memory
 
 
@@ -79,3 +80,11 @@ def test_memory_of_a_device_is_checked_apart(monkeypatch):
 def test_free_memory_is_sensible():
     assert 2**26 < memory.free_on_host() < 2**50
     assert memory.free_on_device() is None
+
+
+def test_an_abstract_model_is_its_owners():
+    """It is made once; what is done to one leaves the next as it should be."""
+    first = abstract("dit", TINY.dit, jnp.float32)
+    first.head.kernel.set_value(jnp.zeros(3))
+    assert abstract("dit", TINY.dit, jnp.float32).head.kernel.shape == (48, 16)
+    assert abstract("dit", TINY.dit, jnp.bfloat16).head.kernel.dtype == jnp.bfloat16

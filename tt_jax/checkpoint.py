@@ -231,8 +231,15 @@ def nest(leaves: Mapping[str, Any]) -> dict[Any, Any]:
 
 def abstract(part: str, config: Any, dtype: DTypeLike) -> Any:
     """The module of one part, a DiT, VAE or TextEncoder, with shapes in place of arrays."""
+    graph, state = _abstract(part, config, np.dtype(dtype))
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))  # variables of its own
+
+
+@lru_cache(maxsize=16)
+def _abstract(part: str, config: Any, dtype: np.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    """The same in two halves, which take a while to make."""
     module = PARTS[part][1]
-    return nnx.eval_shape(lambda: module(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return nnx.split(nnx.eval_shape(lambda: module(config, dtype=dtype, rngs=nnx.Rngs(0))))
 
 
 @lru_cache(maxsize=8)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from jaxtyping import DTypeLike
 from tt_jax._rollout import Strategy
 from tt_jax.checkpoint import PARTS, abstract, shapes
 from tt_jax.models.configs import ModelConfig
-from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.nn.dot_product import LOGIT_BYTES
 
 
@@ -65,12 +63,6 @@ def nbytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-@lru_cache(maxsize=4)
-def _transformer(config: DiTConfig, dtype: np.dtype) -> DiT:
-    """An abstract transformer, which takes a second to make."""
-    return abstract("dit", config, dtype)
-
-
 def estimate(
     config: ModelConfig,
     dtype: DTypeLike,
@@ -104,7 +96,7 @@ def estimate(
         part: kind * sum(leaf.size for leaf in shapes(part, getattr(config, part)).values())
         for part in PARTS
     }
-    transformer = _transformer(dit, np.dtype(dtype))
+    transformer = abstract("dit", dit, dtype)
     state = nbytes(
         jax.eval_shape(lambda: strategy.start(transformer, batch, grid, jax.random.key(0)))
     )
