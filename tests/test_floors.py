@@ -24,7 +24,10 @@ FLOORS = (
     (("cache",), "the fixed-size K/V buffer with its validity mask: append, evict, prune"),
     (("models",), "Flax NNX modules, pure forwards; know no cache policy and no mesh"),
     (("nn",), "layers, rotary positions, attention and its kernels"),
-    (("sharding", "files", "errors"), "where arrays live; atomic files; what can go wrong"),
+    (
+        ("sharding", "files", "settings", "errors"),
+        "where arrays live; atomic files; checks of settings; what can go wrong",
+    ),
 )
 FLOOR = {room: len(FLOORS) - i for i, (rooms, _) in enumerate(FLOORS) for room in rooms}
 

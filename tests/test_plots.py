@@ -24,10 +24,10 @@ def make(hits=HITS, chunks=CHUNKS):
     """A video of 12 chunks in which some were made again: severity 3, then 1, over a threshold."""
     rng = np.random.default_rng(0)
     drift = rng.random((1, chunks, 4, 6))
-    drift[:, 0] = np.nan
+    drift[:, 0] = 0
     severity = np.full((1, chunks), 1.0)
-    severity[:, 0] = np.nan
-    threshold = np.where(np.arange(chunks) < 3, np.inf, 2.0)[None]
+    severity[:, 0] = 0
+    threshold = np.where(np.arange(chunks) < 3, 0, 2.0)[None]
     triggered, pruned = np.zeros((1, chunks), bool), np.zeros((1, chunks, 4, 6))
     first = severity.copy()
     for chunk in hits:
@@ -36,7 +36,8 @@ def make(hits=HITS, chunks=CHUNKS):
     frames = rng.integers(0, 255, (1, starts[-1] + 12, 16, 24, 3), np.uint8)
     rollout = Rollout(
         latents=None, drift=drift, pruned=pruned, severity=first, accepted_severity=severity,
-        threshold=threshold, triggered=triggered, kept_fraction=np.ones((1, chunks)), state=None,
+        threshold=threshold, measured=severity > 0, tested=threshold > 0, triggered=triggered,
+        kept_fraction=np.ones((1, chunks)), state=None,
     )  # fmt: skip
     return Video(frames, rollout, starts, None)
 

@@ -86,9 +86,20 @@ def test_severity_has_no_gradient(dit, text):
 
 def test_records_before_there_is_anything_to_compare(dit, text):
     out = run(dit, text, 4, TokenTrim(lam=-100.0))
-    assert np.isnan(out.severity[0, 0]) and np.isnan(out.drift[0, 0]).all()
-    assert np.isfinite(out.severity[0, 1:]).all()
-    np.testing.assert_array_equal(np.isinf(out.threshold[0]), [True, True, True, False])
+    np.testing.assert_array_equal(out.measured[0], [False, True, True, True])
+    np.testing.assert_array_equal(out.tested[0], [False, False, False, True])
+    assert out.severity[0, 0] == out.accepted_severity[0, 0] == 0 and not out.drift[0, 0].any()
+    assert (out.severity[0, 1:] > 0).all() and not out.threshold[0, :3].any()
+    assert all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(dataclasses.replace(out, state=0))
+    )
+    # Outside, NaN says that there is no value.
+    outside = out.numbers()
+    assert set(outside) == set(vars(out)) - {"latents", "state"}
+    for name, known in (("severity", out.measured), ("threshold", out.tested)):
+        np.testing.assert_array_equal(np.isnan(outside[name]), ~known)
+        np.testing.assert_array_equal(outside[name][known], getattr(out, name)[known])
+    assert np.isnan(outside["drift"][0, 0]).all() and np.isfinite(outside["drift"][0, 1:]).all()
     np.testing.assert_array_equal(out.triggered[0], [False, False, False, True])
     np.testing.assert_array_equal(out.pruned[0].reshape(4, -1).sum(1), [0, 0, 0, 1])
     assert out.kept_fraction[0, 3] == 0.75  # one of four tokens, in every cached frame
@@ -97,7 +108,7 @@ def test_records_before_there_is_anything_to_compare(dit, text):
 
 def test_warmup_of_one_tests_the_third_chunk(dit, text):
     out = run(dit, text, 4, TokenTrim(lam=-100.0, warmup=1))
-    np.testing.assert_array_equal(np.isfinite(out.threshold[0]), [False, False, True, True])
+    np.testing.assert_array_equal(out.tested[0], [False, False, True, True])
 
 
 def test_retries_drop_what_the_attempt_before_found(dit, text):
@@ -113,7 +124,7 @@ def test_better_keeps_the_attempt_that_drifts_less(dit, text):
     trim = TokenTrim(p=0.25, lam=-100.0, warmup=1, accept="better", resample_noise=True)
     texts = jax.random.normal(jax.random.key(9), (8, CONFIG.text_len, CONFIG.text_dim))
     out = run(dit, texts, 6, trim)
-    tested = np.isfinite(out.threshold)
+    tested = np.asarray(out.tested)
     assert (out.accepted_severity[tested] <= out.severity[tested]).all()
     kept_first = np.asarray(out.accepted_severity == out.severity) & tested
     assert kept_first.any() and (~kept_first & tested).any()
@@ -151,7 +162,7 @@ def test_initial_frames_fill_the_context(dit, text, count):
     frames = np.sort(np.asarray(out.state.context.frame))
     want = np.arange(count + 3)[-6:]
     np.testing.assert_array_equal(frames[frames >= 0], want)
-    assert np.isfinite(out.severity[0, 0])  # compared with the initial frames
+    assert out.measured[0, 0] and out.severity[0, 0] > 0  # compared with the initial frames
 
 
 def test_generated_frames_as_initial_equal_going_on(dit, text):

@@ -66,7 +66,7 @@ def test_per_frame():
 )
 def test_adaptive(p, wanted):
     # Median 1.025, median distance to it 0.1: outliers lie above 1.025 + 3 x 0.148 = 1.47.
-    row = jnp.array([[1.0, 1.2, 0.8, 1.1, 0.9, 9.0, 1.0, 5.0, 1.05, 0.95]])
+    row = jnp.array([[1.0, 1.4, 0.8, 1.1, 0.9, 9.0, 1.0, 1.55, 1.05, 0.95]])
     assert dropped("adaptive", row, jnp.zeros((1, 2, 10)), p) == [[wanted, wanted]]
 
 
@@ -124,7 +124,8 @@ def measured(select, frames, before, context, filled):
     trim = TokenTrim(p=0.3, select=select, resample_noise=True)
     arrays = (jnp.array(np.stack(x)[None]) for x in (frames, context))
     tokens, context = arrays
-    got = trim.measure(tokens, jnp.array(before)[None], context, jnp.array(filled), GRID)
+    valid = jnp.broadcast_to(jnp.array(filled)[:, None], context.shape[1:3])[None]
+    got = trim.measure(tokens, jnp.array(before)[None], context, valid, GRID)
     return np.asarray(got)[0]
 
 
@@ -152,7 +153,16 @@ def test_measures_and_masks_at_the_border():
     np.testing.assert_allclose(measured("motion", *call), wanted)
 
 
-def test_novelty_goes_frame_by_frame_through_what_is_filled():
+def test_neighbours_at_the_border_are_no_zeros():
+    """What lies beyond is nothing, not dark: of a bright picture a dark corner is far from all."""
+    before = np.full((12, 2), 7, np.float32)
+    now = before.copy()
+    now[0] = 0
+    got = measured("motion", [now], before, [before], [True])
+    np.testing.assert_allclose(got, [np.hypot(7, 7)] + [0] * 11, rtol=1e-6)
+
+
+def test_novelty_goes_frame_by_frame_through_what_is_valid():
     # New in one of two frames: half; what a free slot holds doesn't count.
     odd = bright()
     odd[7] = (0, 10)
@@ -169,18 +179,22 @@ def test_novelty_against_all_differences():
     rng = np.random.default_rng(0)
     tokens, context = rng.normal(100, 1, (2, 3, 9, 8)), rng.normal(100, 1, (2, 5, 9, 8))
     tokens[1, 0] = context[1, 3]  # close to nothing, far from the origin: the square's weak spot
-    filled = np.array([True, True, False, True, True])
-    every = context[:, filled].reshape(2, 1, 1, -1, 8)
-    far = np.linalg.norm(tokens[:, :, :, None] - every, axis=-1)
+    valid = rng.random((2, 5, 9)) < 0.7
+    valid[:, 2] = False
+    valid[1, 3, 0] = False  # what is pruned makes nothing familiar
+    far = np.linalg.norm(tokens[:, :, :, None] - context.reshape(2, 1, 1, -1, 8), axis=-1)
+    far = np.where(valid.reshape(2, 1, 1, -1), far, np.inf)
     got = drift.novelty(
-        jnp.asarray(tokens, jnp.float32), jnp.asarray(context, jnp.float32), jnp.asarray(filled)
+        jnp.asarray(tokens, jnp.float32), jnp.asarray(context, jnp.float32), jnp.asarray(valid)
     )
     np.testing.assert_allclose(got, far.min(axis=-1).mean(axis=1), rtol=1e-4)
+    none = drift.novelty(jnp.ones((1, 1, 2, 4)), jnp.ones((1, 3, 2, 4)), jnp.zeros((1, 3, 2), bool))
+    np.testing.assert_array_equal(none, [[2, 2]])  # to the origin, not infinite
 
 
 def test_novelty_fits_into_memory_at_full_size():
     f32 = jnp.float32
-    shapes = [((1, 3, 1560, 64), f32), ((1, 18, 1560, 64), f32), ((18,), bool)]
+    shapes = [((1, 3, 1560, 64), f32), ((1, 18, 1560, 64), f32), ((1, 18, 1560), bool)]
     compiled = jax.jit(drift.novelty).lower(*(jax.ShapeDtypeStruct(*s) for s in shapes)).compile()
     # All differences would be 33 GB, all products 525 MB; those of one slot are 29 MB.
     assert compiled.memory_analysis().temp_size_in_bytes < 120e6
@@ -192,7 +206,7 @@ def test_measures_have_no_gradient(select):
     tokens, context = jnp.ones((1, 3, 12, 2)), jnp.ones((1, 2, 12, 2))
 
     def total(tokens, before, context):
-        return trim.measure(tokens, before, context, jnp.array([True, True]), GRID).sum()
+        return trim.measure(tokens, before, context, jnp.ones((1, 2, 12), bool), GRID).sum()
 
     for gradient in jax.grad(total, (0, 1, 2))(tokens, tokens[:, 0], context):
         assert not gradient.any()
@@ -234,10 +248,25 @@ def test_what_was_not_measured_changes_no_statistics():
 def test_threshold_and_warmup():
     statistics, thresholds = Statistics.start(1), []
     for value in (2.0, 4.0, 9.0):
-        thresholds.append(float(statistics.threshold(jnp.array(2.0), 2)[0]))
+        thresholds.append([x.item() for x in statistics.threshold(jnp.array(2.0), 2)])
         statistics = statistics.update(jnp.array([value]), jnp.array(True))
     # After 2 and 4: mean 3, deviation 1.
-    assert thresholds == [np.inf, np.inf, 5.0]
+    assert thresholds == [[0, False], [0, False], [5, True]]
+
+
+def test_lam_is_any_number_and_infinite_there_is_no_threshold():
+    statistics = Statistics.start(1)
+    for value in (2.0, 4.0):
+        statistics = statistics.update(jnp.array([value]), jnp.array(True))
+
+    def threshold(lam):
+        return [x.item() for x in jax.jit(statistics.threshold, static_argnums=1)(lam, 2)]
+
+    assert threshold(-1) == threshold(np.float64(-1)) == threshold(jnp.int32(-1)) == [2, True]
+    assert threshold(np.inf) == threshold(jnp.nan) == [0, False]
+    # Of these there is one, and no arithmetic makes it infinite.
+    most = float(np.finfo(np.float32).max)
+    assert threshold(most) == [most, True] and threshold(-most) == [-most, True]
 
 
 # --- settings -----------------------------------------------------------------------------------
@@ -248,8 +277,19 @@ def test_threshold_and_warmup():
     [
         ({"p": 0.0}, "between 0 and 1"),
         ({"p": 1.0}, "between 0 and 1"),
-        ({"warmup": 0}, "at least 1"),
-        ({"retries": -1}, "at least 0"),
+        ({"p": "0.1"}, "p must be a finite number, not '0.1'"),
+        ({"p": True}, "p is the share|p must be"),
+        ({"lam": "2"}, "lam must be a number, which may be infinite, not '2'"),
+        ({"lam": np.nan}, "lam must be a number, which may be infinite, not nan"),
+        ({"lam": -np.inf}, "lam must be a number, which may be infinite, not -inf"),
+        ({"warmup": 0}, "warmup must be a whole number at least 1, not 0"),
+        ({"warmup": 2.0}, "warmup must be a whole number"),
+        ({"retries": -1}, "retries must be a whole number at least 0, not -1"),
+        ({"retries": True}, "retries must be a whole number"),
+        ({"resample_noise": "no"}, "resample_noise must be True or False, not 'no'"),
+        ({"prune_sink": 1}, "prune_sink must be True or False, not 1"),
+        ({"select": ["top"]}, "no policy"),
+        ({"select": None}, "no policy None"),
         ({"when": "never"}, '"final" or "first_step"'),
         ({"accept": "never"}, '"always" or "better"'),
         ({"select": "best"}, "no policy 'best'.*novelty"),
@@ -264,6 +304,11 @@ def test_settings_that_cannot_be(settings, said):
 def test_settings_that_can_be():
     assert TokenTrim(select="none", retries=0).select == "none"
     assert TokenTrim.off().retries == 0
+    kinds = TokenTrim(p=np.float64(0.25), lam=np.inf, warmup=np.int64(3), retries=np.uint8(2))
+    assert kinds == TokenTrim(p=0.25, lam=np.inf, warmup=3, retries=2)
+    # As data: what JAX puts in the place of arrays, and several at once for `vmap`.
+    assert jax.tree.structure(TokenTrim(lam=jnp.arange(3.0))) == jax.tree.structure(TokenTrim())
+    assert jax.vmap(lambda trim: trim.lam + 1)(TokenTrim(lam=jnp.arange(3.0))).tolist() == [1, 2, 3]
 
 
 # --- in a rollout -------------------------------------------------------------------------------
@@ -292,8 +337,8 @@ def test_warmup_counts_severities(run):
     # The first severity exists at the second chunk, the first test comes `warmup` chunks later.
     for warmup, first in ((1, 2), (2, 3)):
         out = run(TokenTrim(lam=-100.0, warmup=warmup))
-        assert np.isfinite(out.threshold).tolist() == [[t >= first for t in range(5)]] * 2
-        assert np.isnan(out.severity[:, 0]).all() and np.isfinite(out.severity[:, 1:]).all()
+        assert out.tested.tolist() == [[t >= first for t in range(5)]] * 2
+        assert out.measured.tolist() == [[False] + [True] * 4] * 2
 
 
 def test_own_policy_in_a_rollout(run):
@@ -310,6 +355,19 @@ def test_own_policy_in_a_rollout(run):
     np.testing.assert_allclose(pruned[:, 3], wanted)
 
 
+@pytest.mark.parametrize(
+    ("policy", "got"),
+    [
+        (lambda drift, entry_drift, key: drift > 1, r"bool \[2, 16\]"),
+        (lambda drift, entry_drift, key: entry_drift, r"float32 \[2, 6, 16\]"),
+        (lambda drift, entry_drift, key: None, r"object \[\]"),
+    ],
+)
+def test_an_own_policy_that_returns_something_else(run, policy, got):
+    with pytest.raises(ValueError, match=r"an array of bool \[2, 6, 16\], one truth.*not " + got):
+        run(TokenTrim(select=policy))
+
+
 @pytest.mark.parametrize("select", ["motion", "novelty"])
 def test_drift_of_a_rollout_is_that_of_the_measure(run, select):
     out = run(TokenTrim(select=select, lam=1e9))
@@ -321,7 +379,7 @@ def test_drift_of_a_rollout_is_that_of_the_measure(run, select):
             want = drift.neighbour_drift(now.mean(axis=1), before, (4, 4))
         else:
             past = tokens[:, max(0, 3 * chunk - 6) : 3 * chunk]
-            want = drift.novelty(now, past, jnp.ones(past.shape[1], bool))
+            want = drift.novelty(now, past, jnp.ones(past.shape[:3], bool))
         got = out.drift[:, chunk].reshape(2, 16)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
         count = TokenTrim().count(16)

@@ -11,7 +11,8 @@ The rollout as a function of arrays:
     rollout         latents chunk by chunk, jitted, with a record of each chunk: a `Rollout`
     stream          the same, each chunk as soon as it is finished
     lower           the program of a rollout, for devices that needn't be here
-    Rollout         latents, drift, severity, threshold, triggered, pruned, kept_fraction, state
+    Rollout         latents, the record of each chunk (drift, severity, threshold, triggered, ...),
+                    state
 
 What it is made with, all of them frozen dataclasses:
 

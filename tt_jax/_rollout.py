@@ -7,16 +7,18 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
 from tt_jax.models.dit import DiT
+from tt_jax.settings import whole
 from tt_jax.sharding import abstractly, constrain
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
-from tt_jax.strategies.state import Record, State
+from tt_jax.strategies.state import Record, State, latents_dtype, origin
 from tt_jax.trim.tokentrim import TokenTrim
 
 Strategy = SelfForcing | RollingForcing
@@ -27,17 +29,24 @@ Strategy = SelfForcing | RollingForcing
 class Rollout:
     """What `rollout` returns. Sample, then time (latent frame or chunk), then the rest.
 
-    All float32 but `triggered`. Drift is Euclidean distance in latent values. What has no value
-    yet: drift and severities NaN, threshold +inf.
+    Truth values are bool, all other arrays float32 (float64 for weights of float64). Drift is
+    Euclidean distance in latent values. What has no value yet is 0, never NaN or infinite, and
+    `measured` or `tested` is False; see `numbers`.
 
-    latents: the generated latent frames, without `initial`.
-    drift: token drift of each chunk's first attempt, on the transformer's token grid.
-    pruned: share of the prunable frames in which the position was dropped (0 or 1 under "top").
-    severity, accepted_severity: mean drift of the most drifting tokens, of the first attempt and
-        of the one that was kept. threshold: what the first was compared with.
-    triggered: whether the first attempt was abnormal.
-    kept_fraction: valid context entries over written ones, when the chunk was made.
-    state: continue from here, `rollout(..., state=out.state)`.
+    Attributes:
+        latents: the generated latent frames, without `initial`.
+        drift: token drift of each chunk's first attempt, on the transformer's token grid.
+        pruned: share of the prunable frames in which an intervention dropped the position (0 or 1
+            under "top").
+        severity, accepted_severity: mean drift of the most drifting tokens, of the first attempt
+            and of the one that was kept.
+        threshold: what the first was compared with.
+        measured: whether there was anything to compare the chunk with: else drift and severities
+            have no value.
+        tested: whether there was a threshold: else it has no value, and nothing triggers.
+        triggered: whether the first attempt was abnormal.
+        kept_fraction: valid context entries over written ones, when the chunk was made.
+        state: continue from here, `rollout(..., state=out.state)`.
     """
 
     latents: Float[Array, "b frames h w c"]
@@ -46,14 +55,30 @@ class Rollout:
     severity: Float[Array, "b chunks"]
     accepted_severity: Float[Array, "b chunks"]
     threshold: Float[Array, "b chunks"]
+    measured: Bool[Array, "b chunks"]
+    tested: Bool[Array, "b chunks"]
     triggered: Bool[Array, "b chunks"]
     kept_fraction: Float[Array, "b chunks"]
     state: State
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """All but latents and state on the host, by name; NaN for what has no value yet."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("latents", "state")]
+        found = {name: np.asarray(getattr(self, name)) for name in names}
+        for name in ("severity", "accepted_severity"):
+            found[name] = np.where(found["measured"], found[name], np.nan)
+        found["threshold"] = np.where(found["tested"], found["threshold"], np.nan)
+        found["drift"] = np.where(found["measured"][..., None, None], found["drift"], np.nan)
+        return found
+
+    def __repr__(self) -> str:
+        return f"Rollout(latents {list(np.shape(self.latents))})"
 
 
 def check_request(
     dit: DiT,
     text: Any,
+    key: Any,
     grid: tuple[int, int],
     strategy: Strategy,
     trim: TokenTrim,
@@ -62,12 +87,25 @@ def check_request(
     noise: Any,
     state: State | None,
 ) -> None:
-    """Raises ValueError, in one sentence, for a rollout that can't be."""
+    """Raises ValueError, in one sentence, for a rollout that can't be; arguments as `rollout`'s."""
     config = dit.config
     # Those that a continued rollout makes again, since they were still in flight, included.
     made = chunks + (0 if state is None else strategy.lag)
     strategy.check(made, trim, 0 if initial is None else initial.shape[1])
-    if text.shape[1:] != (config.text_len, config.text_dim):
+    sizes = {"chunks": chunks, "height of grid": grid[0], "width of grid": grid[1]}
+    for name, number in sizes.items():
+        whole(name, number, 1)
+    for name, given in (("text", text), ("initial", initial), ("noise", noise)):
+        if given is not None and not jnp.issubdtype(given.dtype, jnp.floating):
+            raise ValueError(f"{name} must be of floating-point numbers, not {given.dtype}.")
+    if np.shape(trim.lam) or not jnp.issubdtype(jnp.result_type(trim.lam), jnp.number):
+        raise ValueError(f"lam must be one number, not {trim.lam!r}: use jax.vmap for several.")
+    if key is None and state is None:
+        raise ValueError("a rollout starts from a key: give one, jax.random.key(0) say.")
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if key is not None and (not typed or key.shape):
+        raise ValueError("key must be one typed key, as jax.random.key(0) makes it.")
+    if not len(text) or text.shape[1:] != (config.text_len, config.text_dim):
         raise ValueError(
             f"text must be [batch, {config.text_len}, {config.text_dim}], zero-padded, "
             f"not {list(text.shape)}."
@@ -94,12 +132,14 @@ def check_request(
                 f"noise must be [chunks, steps, batch, frames, height, width, channels] = "
                 f"{list(wanted)}, not {list(noise.shape)}."
             )
+    if state is not None and state.origin is not None:
+        state.origin.check(origin(dit, strategy, len(text), tuple(grid)).after(trim))
 
 
 def rollout(
     dit: DiT,
     text: Float[Array, "b l e"],
-    key: Key[Array, ""],
+    key: Key[Array, ""] | None = None,
     *,
     chunks: int,
     grid: tuple[int, int],
@@ -112,36 +152,45 @@ def rollout(
 ) -> Rollout:
     """Generates `chunks` chunks of latent frames, each conditioned on the context of those before.
 
-    dit: a causal transformer; its weights decide the compute dtype, latents are float32.
-    text: prompt embeddings, padded with zero rows, `[B, text_len, text_dim]`.
-    key: source of all noise, a typed key (`jax.random.key`).
-    grid: height and width of the latents (60, 104 for 832x480).
-    strategy: `SelfForcing()` if not given. trim: `TokenTrim()` if not given.
-    initial: latent frames to start from, at least one; not repeated in the result.
-    noise: recorded noise to replay instead of drawing it: step 0 is the initial noise, step s the
-        one that leads to level s.
-    state: `Rollout.state` of an earlier call, with the same text, grid, strategy and trim. Under
-        Rolling Forcing the last 4 chunks of that call come again, now with what follows them, so
-        that 4 more than `chunks` are returned (and are to be given as `noise`).
-    remat: recompute activations in the backward pass, for gradients in little memory.
-
     Compiled once per configuration; `trim.lam` is data. A batch in which no sample is abnormal
     pays for no second generation; under `jax.vmap` that branch becomes a select and every chunk
     pays, so batch through B. Differentiable with respect to text, initial frames, noise and
     parameters (through `nnx.merge`), but for TokenTrim's choices: severity, trigger and selection
     have no gradient, and neither does where they would have fallen.
 
-    Raises ValueError for shapes that don't fit together.
+    Args:
+        dit: a causal transformer; its weights decide the compute dtype, latents are float32.
+        text: prompt embeddings, padded with zero rows, `[B, text_len, text_dim]`.
+        key: source of all noise, a typed key (`jax.random.key`). With a state: None goes on with
+            the state's own, as if the rollout hadn't stopped, and a key branches off from there.
+        chunks: how many, at least 1.
+        grid: height and width of the latents (60, 104 for 832x480).
+        strategy: `SelfForcing()` if not given.
+        trim: `TokenTrim()` if not given.
+        initial: latent frames to start from, at least one; not repeated in the result. Of any
+            floating-point dtype, brought to that of the latents.
+        noise: recorded noise to replay instead of drawing it: step 0 is the initial noise, step s
+            the one that leads to level s. Of any floating-point dtype.
+        state: `Rollout.state` of an earlier call with the same strategy, trim (but for `lam`),
+            grid, batch and sizes of the model. Under Rolling Forcing the last 4 chunks of that
+            call come again, now with what follows them, so that 4 more than `chunks` are returned
+            (and are to be given as `noise`).
+        remat: recompute activations in the backward pass, for gradients in little memory.
+
+    Returns:
+        The latents, the record of each chunk, and the state to continue from.
+
+    Raises:
+        ValueError: shapes or dtypes don't fit together, or the state was made with something else.
     """
     strategy = SelfForcing() if strategy is None else strategy
     trim = TokenTrim() if trim is None else trim
-    check_request(dit, text, grid, strategy, trim, chunks, initial, noise, state)
+    check_request(dit, text, key, grid, strategy, trim, chunks, initial, noise, state)
     graph, params = nnx.split(dit)
-    fresh = state is None
-    if state is None:  # `cast`, since what `jax.jit` returns has lost its types
-        state = cast(State, _begin(graph, params, text, key, tuple(grid), strategy, initial))
-    else:
-        state = cast(State, _copy(state))
+    fresh, dtype = state is None, latents_dtype(dit)
+    text, trim = jnp.asarray(text), _as_data(trim, dtype)
+    noise, given = _cast(noise, dtype), _cast(initial, dtype)
+    state = _start(graph, params, text, key, grid, strategy, trim, given, state, remat)
 
     def run(chunks: int, noise: Array | None, state: State) -> Rollout:
         return _advance(
@@ -160,8 +209,39 @@ def rollout(
     return join([main, drain], first=strategy.lag if fresh else 0, state=main.state)
 
 
+def _cast(given: Any, dtype: jnp.dtype) -> Array | None:
+    return None if given is None else jnp.asarray(given).astype(dtype)
+
+
+def _as_data(trim: TokenTrim, dtype: jnp.dtype) -> TokenTrim:
+    """`lam` as an array, so that every kind of number is the same program."""
+    if isinstance(trim.lam, jax.Array):
+        return dataclasses.replace(trim, lam=trim.lam.astype(dtype))
+    return dataclasses.replace(trim, lam=jax.device_put(np.asarray(trim.lam, dtype)))
+
+
+def _start(
+    graph: nnx.GraphDef, params: nnx.State, text, key, grid, strategy, trim, initial, state, remat
+) -> State:  # fmt: skip
+    """The state that the next chunk is made from, in memory that may be given away."""
+    if state is None:  # `cast`, since what `jax.jit` returns has lost its types
+        args = (graph, params, text, key, tuple(grid), strategy, initial, remat)
+        state = cast(State, _begin(*args))
+        assert state.origin is not None  # a strategy's `start` says what it is
+        return dataclasses.replace(state, origin=state.origin.after(trim))
+    if key is not None:
+        state = dataclasses.replace(state, key=key)
+    return cast(State, _copy(state))
+
+
 def join(parts: Sequence[Rollout], state: State, first: int = 0) -> Rollout:
-    """Rollouts one after the other, from chunk `first` on; `state` is that of the whole."""
+    """Rollouts one after the other.
+
+    Args:
+        parts: of the same samples.
+        state: that of the whole.
+        first: the chunk to begin with.
+    """
     fields = {}
     for field in dataclasses.fields(Rollout):
         if field.name != "state":
@@ -175,7 +255,7 @@ def join(parts: Sequence[Rollout], state: State, first: int = 0) -> Rollout:
 def stream(
     dit: DiT,
     text: Float[Array, "b l e"],
-    key: Key[Array, ""],
+    key: Key[Array, ""] | None = None,
     *,
     chunks: int,
     grid: tuple[int, int],
@@ -184,28 +264,44 @@ def stream(
     initial: Float[Array, "b f h w c"] | None = None,
     state: State | None = None,
 ) -> Iterator[Rollout]:
-    """The chunks of a `rollout` with these arguments, each as soon as it is finished.
+    """The chunks of a `rollout`, each as soon as it is finished.
 
     Compiled once, whatever the number of chunks. `state` of what is yielded is where to continue
     from; that of the chunks which Rolling Forcing finishes last is from before they were. It stays
     whole, so that memory for a second state is needed while the next chunk is made.
 
-    Raises ValueError like `rollout`, at the first chunk.
+    Args:
+        dit: as in `rollout`, and so are the others.
+        text: prompt embeddings.
+        key: source of all noise; with a state, None goes on with the state's own.
+        chunks: how many.
+        grid: height and width of the latents.
+        strategy: `SelfForcing()` if not given.
+        trim: `TokenTrim()` if not given.
+        initial: latent frames to start from.
+        state: to continue from.
+
+    Yields:
+        A `Rollout` of one chunk.
+
+    Raises:
+        ValueError: like `rollout`, when the first chunk is asked for.
     """
     strategy = SelfForcing() if strategy is None else strategy
     trim = TokenTrim() if trim is None else trim
-    check_request(dit, text, grid, strategy, trim, chunks, initial, None, state)
+    check_request(dit, text, key, grid, strategy, trim, chunks, initial, None, state)
     graph, params = nnx.split(dit)
-    fresh = state is None
+    fresh, dtype = state is None, latents_dtype(dit)
     ready = strategy.lag if fresh else 0
-    if state is None:
-        state = cast(State, _begin(graph, params, text, key, tuple(grid), strategy, initial))
+    text, trim = jnp.asarray(text), _as_data(trim, dtype)
+    given = _cast(initial, dtype)
+    state = _start(graph, params, text, key, grid, strategy, trim, given, state, False)
     resume = state
     for index in range(chunks + strategy.lag):
         if index == chunks:
             assert not isinstance(strategy, SelfForcing)
             state = strategy.close(state)
-        if index <= chunks and (index > 0 or not fresh):  # else nobody else has it
+        if 0 < index <= chunks:  # else nobody else has it
             state = cast(State, _copy(state))
         out = _advance(graph, params, text, 1, tuple(grid), strategy, trim, None, state, False)
         state = out.state
@@ -215,9 +311,9 @@ def stream(
             yield dataclasses.replace(out, state=resume)
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5), keep_unused=True)
+@partial(jax.jit, static_argnums=(0, 4, 5, 7), keep_unused=True)
 def _begin(
-    graph: nnx.GraphDef, params: nnx.State, text, key, grid, strategy, initial
+    graph: nnx.GraphDef, params: nnx.State, text, key, grid, strategy, initial, remat=False
 ) -> State:  # fmt: skip
     """The state before the first chunk. A program of its own, so that a rollout that starts and
     one that goes on are the same compiled program; which takes arrays committed to the same
@@ -226,7 +322,7 @@ def _begin(
     # A copy of the key: the state is given away, and the key is the caller's.
     state = strategy.start(dit, text.shape[0], grid, jnp.copy(key))
     if initial is not None:
-        state = strategy.condition(dit, dit.encode_text(text), state, initial)
+        state = strategy.condition(dit, dit.encode_text(text), state, initial, remat)
     return constrain(state)
 
 
@@ -267,9 +363,11 @@ _rollout_traced = jax.jit(_rollout_scan, static_argnums=(0, 3, 4, 5, 9))
 
 
 def _advance(*args: Any) -> Rollout:
-    """`_rollout`; inside a transformation, where no memory can be given away, without that."""
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
-    return (_rollout_traced if traced else _rollout)(*args)
+    """`_rollout`; where no memory can be given away, without that: inside a transformation, or
+    when JAX runs a program again to find where a NaN came from."""
+    keep = jax.config.jax_debug_nans or jax.config.jax_debug_infs
+    keep = keep or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
+    return (_rollout_traced if keep else _rollout)(*args)
 
 
 def lower(
@@ -298,6 +396,7 @@ def lower(
     """
     strategy = SelfForcing() if strategy is None else strategy
     trim = TokenTrim() if trim is None else trim
+    trim = dataclasses.replace(trim, lam=jax.ShapeDtypeStruct((), latents_dtype(dit)))
     graph, params = nnx.split(dit)
     key = jax.eval_shape(lambda: jax.random.key(0))
     begin = partial(_begin, graph)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, DTypeLike, Float, UInt8
+from jaxtyping import Array, DTypeLike, Float, Key, UInt8
 
-from tt_jax._rollout import Rollout, Strategy
+from tt_jax._rollout import Rollout, Strategy, check_request
 from tt_jax._rollout import stream as stream_latents
 from tt_jax.checkpoint import (
     PARTS,
@@ -34,7 +34,7 @@ from tt_jax.nn.layers import wide
 from tt_jax.prompts import check_prompts, encode_text
 from tt_jax.sharding import sharding
 from tt_jax.strategies.self_forcing import SelfForcing
-from tt_jax.strategies.state import State
+from tt_jax.strategies.state import State, random_key
 from tt_jax.trim.tokentrim import TokenTrim
 
 Prompt = str | Sequence[str] | Float[Array, "b l e"]
@@ -279,7 +279,7 @@ class Pipeline:
         prompt: Prompt,
         *,
         seconds: float,
-        seed: int = 0,
+        seed: int | None = None,
         trim: TokenTrim | None = None,
         strategy: Strategy | None = None,
         size: tuple[int, int] | None = None,
@@ -315,7 +315,7 @@ class Pipeline:
         prompt: Prompt,
         *,
         seconds: float,
-        seed: int = 0,
+        seed: int | None = None,
         trim: TokenTrim | None = None,
         strategy: Strategy | None = None,
         size: tuple[int, int] | None = None,
@@ -328,13 +328,15 @@ class Pipeline:
             prompt: one, several (a batch), or embeddings from `encode_prompt`.
             seconds: of the whole stream, initial frames included; exactly `round(16 * seconds)`
                 frames.
-            seed: of all noise, from 0 to 2**32 - 1.
+            seed: of all noise, 0 to 2**64 - 1; 0 if not given. With a state: not given, the video
+                goes on as if it hadn't stopped; given, it branches off from there.
             trim: `TokenTrim()` if not given.
             strategy: `self.strategy()` if not given.
             size: height and width in pixels, the model's own if not given.
             initial: frames to start from, see `encode_video`; they come first.
             state: `Video.state` or `Chunk.state`, to continue that video by `seconds`, with the
-                same batch, strategy and trim; seed and size are then the state's.
+                same batch, strategy and trim (but for `lam`), anything else is refused; its size is
+                the state's.
 
         Yields:
             Each chunk as soon as it is accepted.
@@ -347,8 +349,9 @@ class Pipeline:
         encoded = isinstance(prompt, jax.Array | np.ndarray)
         text = jnp.asarray(prompt) if encoded else self.encode_prompt(prompt)
         strategy = self.strategy() if strategy is None else strategy
-        if not 0 <= seed < 2**32:  # JAX's keys drop what is beyond
-            raise ValueError(f"a seed is between 0 and {2**32 - 1}, not {seed}.")
+        if state is None and seed is None:
+            seed = 0
+        key = None if seed is None else random_key(seed)
         frames = frame_count(seconds)
         if state is not None:
             if initial is not None or size is not None:
@@ -380,15 +383,20 @@ class Pipeline:
                 f"{type(strategy).__name__} works on {strategy.lag + 1} chunks at once: it makes "
                 f"at least {least / FPS:g} seconds here, not {seconds:g}."
             )
-        strategy.check(chunks, trim, given)
-        return self._stream(text, frames, chunks, seed, strategy, trim, size, latents, state)
+        again, inner = (0, None) if state is None else (strategy.lag, state.rollout)
+        side = self.config.vae.spatial_stride
+        grid = (size[0] // side, size[1] // side)
+        check_request(
+            self.dit, text, key, grid, strategy, trim, chunks - again, latents, None, inner
+        )
+        return self._stream(text, frames, chunks, key, strategy, trim, size, latents, state)
 
     def _stream(
         self,
         text: Float[Array, "b l e"],
         frames: int,
         chunks: int,
-        seed: int,
+        key: Key[Array, ""] | None,
         strategy: Strategy,
         trim: TokenTrim,
         size: tuple[int, int],
@@ -398,7 +406,6 @@ class Pipeline:
         side = self.config.vae.spatial_stride
         grid = (size[0] // side, size[1] // side)
         decode = partial(_decode, *nnx.split(self.vae))
-        key = jax.random.key(seed)
         inner, cache = (None, None) if state is None else (state.rollout, state.cache)
         surplus = np.zeros((len(text), 0, *size, 3), np.uint8) if state is None else state.surplus
         shown = 0

@@ -41,8 +41,9 @@ def chunks(video: Video, sample: int) -> list[dict[str, Any]]:
 
     `dropped` is the share of the tokens that an intervention dropped. What has no value is None.
     """
-    record = {name: np.asarray(getattr(video.rollout, name))[sample] for name in NUMBERS}
-    dropped = (np.asarray(video.rollout.pruned)[sample] > 0).mean(axis=(1, 2))
+    numbers = video.rollout.numbers()
+    record = {name: numbers[name][sample] for name in NUMBERS}
+    dropped = (numbers["pruned"][sample] > 0).mean(axis=(1, 2))
     return [
         {
             "chunk": i + 1,

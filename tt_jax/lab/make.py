@@ -157,8 +157,9 @@ def make(cell: Cell, pipe: Pipeline) -> Made:
         waits.append(time.perf_counter() - started - sum(waits))
 
     video = Video.collect(chunks(cell, pipe), watch)
-    record = {name: np.asarray(getattr(video.rollout, name)) for name in RECORD}
-    pruned = np.asarray(video.rollout.pruned)
+    numbers = video.rollout.numbers()
+    record = {name: numbers[name] for name in RECORD}
+    pruned = numbers["pruned"]
     record["dropped"] = (pruned > 0).reshape(*pruned.shape[:2], -1)
     # The first chunk's time is mostly that of compiling; it counts as an average one.
     seconds = sum(waits[1:]) * len(waits) / max(len(waits) - 1, 1)

@@ -101,7 +101,8 @@ def rotate(
 
     by: cosines and sines `[t, pairs]`, or as `x` is shaped, an axis of heads included.
     """
-    cos, sin = (part[:, None] if part.ndim == 2 else part for part in by)
+    kind = wide_dtype(x.dtype)  # which under x64 that of the tables isn't
+    cos, sin = ((part[:, None] if part.ndim == 2 else part).astype(kind) for part in by)
     if x.dtype != wide_dtype(x.dtype):
         # Of 16 bits, the channels of a pair change places in a product, exactly, since each of its
         # sums has one term. On a TPU, moving them about takes eight times as long.

@@ -70,14 +70,15 @@ def picture(
     write(LEFT, 0.47, note, size=8.5, color="#666666")
     severity(axes(LEFT, TOP, WIDTH - LEFT - RIGHT, PANEL), runs, acted=acted, sample=sample)
 
-    drifts = [np.asarray(video.rollout.drift)[sample, chunks] for video in runs.values()]
+    drifts = [video.rollout.numbers()["drift"][sample, chunks] for video in runs.values()]
     ceiling = max(map(_highest, drifts))
     y = TOP + PANEL + BELOW_PANEL
     for label, video in runs.items():
         below = y + tall + GAP
         write_side(y + tall / 2, label if len(runs) > 1 else "frames", weight="bold")
         write_side(below + drift_tall / 2, "token drift")
-        drift, pruned = (np.asarray(x)[sample] for x in (video.rollout.drift, video.rollout.pruned))
+        numbers = video.rollout.numbers()
+        drift, pruned = (numbers[name][sample] for name in ("drift", "pruned"))
         images = []
         for column, chunk in enumerate(chunks):
             x = LEFT + column * (side + GAP)
@@ -116,7 +117,8 @@ class _Course(NamedTuple):
 def _course(video: Video, sample: int) -> _Course:
     edges = np.array([*video.starts, video.ends[-1]]) / video.fps
     names = ("severity", "accepted_severity", "threshold", "triggered")
-    numbers = (np.asarray(getattr(video.rollout, name))[sample] for name in names)
+    found = video.rollout.numbers()
+    numbers = (found[name][sample] for name in names)
     return _Course(edges, (edges[:-1] + edges[1:]) / 2, *numbers)
 
 

@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from tt_jax.nn.layers import wide
+from tt_jax.settings import real
 
 Predict = Callable[[Float[Array, "b f h w c"]], Float[Array, "b f h w c"]]
 
@@ -26,12 +27,18 @@ def loss(
     """How unevenly the velocity changes from frame to frame, where it does so most.
 
     The absolute difference of neighbouring frames; its variance over time (biased), the mean of
-    that over the channels, and the maximum over the places. `present`: the frames that count, all
-    without it.
+    that over the channels, and the maximum over the places.
+
+    Args:
+        velocity: as predicted for the F frames of a pass.
+        present: the frames that count, all if not given.
+
+    Returns:
+        The loss of each sample.
     """
     change = jnp.abs(velocity[:, 1:] - velocity[:, :-1])
     counts = jnp.ones(change.shape[1], bool) if present is None else present[1:] & present[:-1]
-    weight = counts.astype(change.dtype)[:, None, None, None]
+    weight = counts.astype(change.dtype)[None, :, None, None, None]
     number = jnp.maximum(jnp.sum(weight), 1)
     mean = jnp.sum(weight * change, axis=1, keepdims=True) / number
     variance = jnp.sum(weight * (change - mean) ** 2, axis=1) / number
@@ -41,7 +48,16 @@ def loss(
 def gradient(
     predict: Predict, noisy: Float[Array, "b f h w c"], present: Bool[Array, " f"] | None = None
 ) -> tuple[Float[Array, "b f h w c"], Float[Array, "b f h w c"]]:
-    """Gradient of each sample's loss with respect to its own latent, and the velocity there."""
+    """Gradient of each sample's loss with respect to its own latent.
+
+    Args:
+        predict: the velocity at a noisy latent.
+        noisy: where the gradient is taken.
+        present: as in `loss`.
+
+    Returns:
+        The gradient, and the velocity at `noisy`.
+    """
 
     def total(noisy: Array) -> tuple[Array, Array]:
         velocity = predict(noisy)
@@ -54,12 +70,6 @@ def gradient(
 class FlowMo:
     """Guidance towards motion that changes evenly (FlowMo, arXiv 2506.01144), of either strategy.
 
-    chunks: "first" guides the first chunk only, TokenTrim's initialisation; "all" every chunk.
-    fraction: of the schedule that is guided: step s of S, from 0, if s / S < fraction. The
-        published 12 of 50 steps are 24 %, of which a schedule of four steps has one. (Timestep
-        values would hardly ever match one: few-step schedules are spaced too far apart.)
-    rate: of Adam; as its state is fresh at every step, about what each latent value moves by.
-
     In Rolling Forcing each pass holds every level at once, so whole windows are guided, all their
     blocks, the loss going over all their frames: "first" is the windows 0 to 4, in which the first
     block is made.
@@ -69,7 +79,15 @@ class FlowMo:
     0.4 GB a sample in Self Forcing, 2.2 GB in Rolling Forcing), and the activations of one layer.
     A guided pass takes about four times the time of a plain one.
 
-    Raises ValueError for settings under which it would never fire.
+    Args:
+        chunks: "first" guides the first chunk only, TokenTrim's initialisation; "all" every chunk.
+        fraction: of the schedule that is guided: step s of S, from 0, if s / S < fraction. The
+            published 12 of 50 steps are 24 %, of which a schedule of four steps has one. (Timestep
+            values would hardly ever match one: few-step schedules are spaced too far apart.)
+        rate: of Adam; as its state is fresh at every step, about what each latent value moves by.
+
+    Raises:
+        ValueError: a setting is out of its range, where FlowMo would never fire.
     """
 
     chunks: Literal["first", "all"] = "first"
@@ -79,6 +97,8 @@ class FlowMo:
     def __post_init__(self) -> None:
         if self.chunks not in ("first", "all"):
             raise ValueError(f'FlowMo guides "first" or "all" chunks, not {self.chunks!r}.')
+        object.__setattr__(self, "fraction", real("FlowMo's fraction", self.fraction))
+        object.__setattr__(self, "rate", real("FlowMo's rate", self.rate))
         if not 0 < self.fraction <= 1:
             raise ValueError(
                 f"FlowMo's fraction of the schedule must be above 0, where it would never fire, "
@@ -98,7 +118,17 @@ class FlowMo:
         active: Bool[Array, ""],
         present: Bool[Array, " f"] | None = None,
     ) -> tuple[Float[Array, "b f h w c"], Float[Array, "b f h w c"]]:
-        """The velocity at `noisy`, and `noisy` itself, moved where the guidance is active."""
+        """Moves a noisy latent down the gradient of the loss, by one step of Adam.
+
+        Args:
+            predict: the velocity at a noisy latent.
+            noisy: the latent.
+            active: whether it is guided at all.
+            present: the frames that count, all if not given.
+
+        Returns:
+            The latent, moved where the guidance is active, and the velocity where it was before.
+        """
 
         def move(noisy: Array) -> tuple[Array, Array]:
             slope, velocity = gradient(predict, noisy, present)

@@ -19,19 +19,27 @@ POLICY_STEP = 2**30  # the "step" whose random key the pruning policy gets; far 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One try: its x0, summary, drift and severity of what is judged, and the mask it saw."""
+    """One try.
+
+    Attributes:
+        x0: what was made.
+        summary, drift, severity: of the frames of it that are judged.
+        valid: the context entries that it saw.
+        dropped: those that TokenTrim chose to drop for it, whether or not they were valid before.
+    """
 
     x0: Float[Array, "b f h w c"]
     summary: Float[Array, "b p d"]
     drift: Float[Array, "b p"]
     severity: Float[Array, " b"]
     valid: Bool[Array, "b s p"]
+    dropped: Bool[Array, "b s p"]
 
 
 def share_of_frames(
     dropped: Bool[Array, "b s p"], may_drop: Bool[Array, " s"]
 ) -> Float[Array, "b p"]:
-    """In what share of the slots that may lose entries each position lost its own."""
+    """In what share of the slots that may lose entries each position was dropped."""
     lost = jnp.sum(dropped, axis=1).astype(jnp.float32)
     return lost / jnp.maximum(jnp.sum(may_drop), 1).astype(jnp.float32)
 
@@ -50,32 +58,51 @@ def judge(
     patch: int,
     size: int,
 ) -> tuple[Attempt, Record, State]:
-    """Makes a chunk, again if its drift is abnormal; returns what was kept, and what was seen.
+    """Makes a chunk, again if its drift is abnormal (Algorithm 1 of arXiv 2602.00268).
 
-    denoise: from the context's mask `[B, S, P]` and noise to x0 `[B, F, h, w, C]`, of which the
-        first `size` frames are the chunk that is judged.
-    redraw: fresh noise for the given retry. patch: side of a token in latents.
+    Args:
+        trim: when to intervene, and what to drop.
+        state: before the chunk.
+        denoise: from the context's mask `[B, S, P]` and noise to x0 `[B, F, h, w, C]`, of which
+            the first `size` frames are the chunk that is judged.
+        noise: of the first attempt.
+        redraw: fresh noise for the given retry.
+        patch: side of a token in latents.
+        size: frames of the chunk.
 
-    The returned state has the kept mask, summary and statistics; the chunk isn't remembered yet.
+    Returns:
+        The attempt that was kept, the record of what was seen, and the state with the kept mask,
+        summary and statistics; the chunk isn't remembered in it yet.
+
+    Raises:
+        ValueError: a policy of one's own doesn't return what it should.
     """
     context, statistics = state.context, state.statistics
     barrier = jax.lax.optimization_barrier
     count = trim.count(context.valid.shape[2])
 
-    def attempt(valid: Array, noise: Array) -> Attempt:
+    measured = state.seen
+    if trim.when == "first_step":
+        # Before its first chunk a rollout has finished frames at most, and what a step predicts
+        # is compared with predictions.
+        measured = measured & (state.chunk > 0)
+
+    def attempt(valid: Array, dropped: Array, noise: Array) -> Attempt:
         # An attempt is computed the same way whatever comes before and after it; selection and
         # trigger have no gradient.
         x0 = barrier(denoise(valid, barrier(noise)))
         seen = jax.lax.stop_gradient(x0)[:, :size]
         tokens = measure.frame_tokens(seen, patch)
         grid = (x0.shape[2] // patch, x0.shape[3] // patch)
-        drift = trim.measure(tokens, state.summary, context.tokens, context.filled, grid)
+        drift = trim.measure(tokens, state.summary, context.tokens, context.valid, grid)
         severity = measure.severity(drift, count)
-        return Attempt(x0, measure.summary(tokens), drift, severity, valid)
+        return Attempt(x0, measure.summary(tokens), drift, severity, valid, dropped)
 
-    first = kept = attempt(context.valid, noise)
-    threshold = jnp.where(state.seen, statistics.threshold(trim.lam, trim.warmup), jnp.inf)
-    triggered = first.severity > threshold
+    first = kept = attempt(context.valid, jnp.zeros_like(context.valid), noise)
+    threshold, tested = statistics.threshold(trim.lam, trim.warmup)
+    tested = tested & measured
+    threshold = jnp.where(tested, threshold, 0)
+    triggered = tested & (first.severity > threshold)
 
     last, active = first, triggered
     may_drop = buffer.prunable(context, trim.prune_sink)
@@ -87,8 +114,8 @@ def judge(
 
         def again(last: Attempt, active: Array, fresh: Array = fresh, keys: Array = keys):
             entry_drift = measure.token_drift(context.tokens, last.summary[:, None])
-            drop = trim.drop(last.drift, entry_drift, keys) & may_drop[:, None]
-            new = attempt(last.valid & ~drop, fresh)
+            drop = trim.drop(last.drift, entry_drift, keys) & may_drop[None, :, None]
+            new = attempt(last.valid & ~drop, last.dropped | drop, fresh)
             return choose(active, new, last)
 
         last = jax.lax.cond(jnp.any(active), again, lambda last, active: last, last, active)
@@ -96,23 +123,23 @@ def judge(
         kept = choose(better, last, kept)
         active = active & (last.severity > threshold)
 
-    dropped = context.valid & ~kept.valid & may_drop[:, None]
-    nothing = jnp.full_like(first.severity, jnp.nan)
     pruned = dataclasses.replace(context, valid=kept.valid)
     record = Record(
-        drift=jnp.where(state.seen, first.drift, jnp.nan),
-        severity=jnp.where(state.seen, first.severity, nothing),
-        accepted_severity=jnp.where(state.seen, kept.severity, nothing),
+        drift=jnp.where(measured, first.drift, 0),
+        severity=jnp.where(measured, first.severity, 0),
+        accepted_severity=jnp.where(measured, kept.severity, 0),
         threshold=threshold,
+        measured=jnp.broadcast_to(measured, tested.shape),
+        tested=tested,
         triggered=triggered,
         kept_fraction=buffer.kept_fraction(pruned),
-        pruned=share_of_frames(dropped, may_drop),
+        pruned=share_of_frames(kept.dropped, may_drop),
     )
     state = dataclasses.replace(
         state,
         context=pruned,
         summary=kept.summary,
         seen=jnp.ones((), bool),
-        statistics=statistics.update(jax.lax.stop_gradient(kept.severity), state.seen),
+        statistics=statistics.update(jax.lax.stop_gradient(kept.severity), measured),
     )
     return kept, record, state

@@ -48,9 +48,17 @@ NAMES = tuple(_table(ModelConfig.rollout))
 
 
 def preset(name: str, model: RolloutConfig = ModelConfig.rollout) -> Preset:
-    """The preset of that name; `model` says how a model is rolled out (its `config.rollout`).
+    """A row of the paper's Tables 1 and 2.
 
-    Raises ValueError for an unknown name.
+    Args:
+        name: one of `NAMES`.
+        model: how a model is rolled out (its `config.rollout`).
+
+    Returns:
+        The strategy and TokenTrim's settings.
+
+    Raises:
+        ValueError: the name is unknown.
     """
     if name not in NAMES:
         raise ValueError(f"there is no preset {name!r}: give one of {', '.join(NAMES)}.")

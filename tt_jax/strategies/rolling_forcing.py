@@ -19,7 +19,7 @@ from tt_jax.models.dit import KV, DiT
 from tt_jax.nn.layers import wide
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.judge import judge
-from tt_jax.strategies.schedule import SHIFT, check_shift, time_sinusoid, warp
+from tt_jax.strategies.schedule import SHIFT, check_shift, check_steps, time_sinusoid, warp
 from tt_jax.strategies.state import Flight, Record, State, draw_noise, empty_state
 from tt_jax.trim import drift as measure
 from tt_jax.trim.tokentrim import TokenTrim
@@ -32,14 +32,6 @@ NEVER = np.iinfo(np.int32).max
 class RollingForcing:
     """A window of blocks at staggered noise levels (Rolling Forcing, arXiv 2509.25161).
 
-    steps: nominal denoising steps of 1000. Window w holds the blocks w - 4 (about to be finished)
-        to w (pure noise), as far as the video has them.
-
-    shift: what warps the steps into noise levels, a number of the model (Wan's is 5); None takes
-        them as they stand.
-
-    guidance: FlowMo's, of all blocks of the window while they are denoised.
-
     A pass attends to the window, to the first block of the video (the anchor, moved to the frames
     right before what is attended next to it) and to the latest finished blocks, 21 frames in all.
 
@@ -47,7 +39,15 @@ class RollingForcing:
     left before it, and where that is abnormal, the window's pass is made again, all its blocks,
     with the pruned context. Only the recent context is pruned, never the anchor.
 
-    Raises ValueError unless there are 2 to 6 steps, and for guidance of a fraction of them.
+    Args:
+        steps: 2 to 6 nominal denoising steps of 1000, descending. Window w holds the blocks w - 4
+            (about to be finished) to w (pure noise), as far as the video has them.
+        shift: what warps the steps into noise levels, a number of the model (Wan's is 5); None
+            takes them as they stand.
+        guidance: FlowMo's, of all blocks of the window while they are denoised.
+
+    Raises:
+        ValueError: steps out of their range, or guidance of a fraction of them.
     """
 
     steps: tuple[int, ...] = (1000, 800, 600, 400, 200)
@@ -61,8 +61,11 @@ class RollingForcing:
     def __post_init__(self) -> None:
         check_shift(self.shift)
         most = SPAN // self.chunk - 1
+        object.__setattr__(self, "steps", check_steps(self.steps))
         if not 2 <= len(self.steps) <= most:
             raise ValueError(f"Rolling Forcing has 2 to {most} steps, not {len(self.steps)}.")
+        if self.guidance is not None and not isinstance(self.guidance, FlowMo):
+            raise ValueError(f"guidance must be a FlowMo, not {self.guidance!r}.")
         if self.guidance is not None and self.guidance.fraction != FlowMo.fraction:
             raise ValueError(
                 "Rolling Forcing has all levels in one window and guides all of it: leave FlowMo's "
@@ -80,21 +83,41 @@ class RollingForcing:
         return len(self.steps) * self.chunk
 
     def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]) -> State:
-        """The state before the first window; `grid` is the latents' height and width."""
+        """The state before the first window.
+
+        Args:
+            dit: the transformer.
+            batch: number of samples.
+            grid: height and width of the latents.
+            key: source of all noise.
+        """
         # Keys are cached without rotation: where the anchor stands changes from window to window.
-        state = empty_state(dit, batch, grid, key, slots=self.slots, sink=self.chunk)
+        slots, sink = self.slots, self.chunk
+        state = empty_state(dit, batch, grid, key, slots=slots, sink=sink, strategy=self)
         frames = self.lag * self.chunk
-        x0 = jnp.zeros((batch, frames, *grid, dit.config.channels))
-        return dataclasses.replace(
-            state, frame=state.frame - frames, flight=Flight(x0, jnp.asarray(NEVER))
-        )
+        x0 = jnp.zeros((batch, frames, *grid, dit.config.channels), state.summary.dtype)
+        flight = Flight(x0, jnp.asarray(NEVER, jnp.int32))
+        return dataclasses.replace(state, frame=state.frame - frames, flight=flight)
 
     def condition(
-        self, dit: DiT, text: KV, state: State, initial: Float[Array, "b f h w c"]
+        self,
+        dit: DiT,
+        text: KV,
+        state: State,
+        initial: Float[Array, "b f h w c"],
+        remat: bool = False,
     ) -> State:
-        """Takes given frames as the finished first block."""
+        """Takes given frames as the finished first block.
+
+        Args:
+            dit: the transformer.
+            text: from its `encode_text`.
+            state: from `start`.
+            initial: the block's frames.
+            remat: as in `step`.
+        """
         context = self._remember(
-            dit, text, dataclasses.replace(state, frame=jnp.zeros_like(state.frame)), initial, False
+            dit, text, dataclasses.replace(state, frame=jnp.zeros_like(state.frame)), initial, remat
         )
         return dataclasses.replace(
             state,
@@ -109,7 +132,13 @@ class RollingForcing:
         return dataclasses.replace(state, flight=Flight(_flight(state).x0, state.chunk))
 
     def check(self, chunks: int, trim: TokenTrim, given: int) -> None:
-        """Raises ValueError if a rollout of `chunks` blocks after `given` frames can't be."""
+        """Raises ValueError, in one sentence, for a rollout that can't be.
+
+        Args:
+            chunks: blocks, those in flight of a rollout that is continued included.
+            trim: TokenTrim's settings.
+            given: frames to start from.
+        """
         if chunks < len(self.steps):
             raise ValueError(
                 f"Rolling Forcing makes at least {len(self.steps)} blocks of {self.chunk} latent "
@@ -130,17 +159,29 @@ class RollingForcing:
     def noise(
         self, state: State, shape: tuple[int, ...], attempt: int = 0
     ) -> Float[Array, "steps b f h w c"]:
-        """Noise of the next window: step s is that of block w - s; as in Self Forcing, noise is
-        the block's and a fresh attempt goes on counting steps."""
-        steps = jnp.arange(len(self.steps))
+        """Noise of the next window: step s is that of block w - s.
+
+        As in Self Forcing, noise is the block's.
+
+        Args:
+            state: before the window.
+            shape: `[B, F, h, w, C]` of one block.
+            attempt: number of the attempt, from 0; a further one goes on counting steps.
+        """
+        steps = jnp.arange(len(self.steps), dtype=jnp.int32)
         first = attempt * len(self.steps)
-        return draw_noise(state.key, state.chunk - steps, first + steps, shape)
+        dtype = state.summary.dtype
+        return draw_noise(state.key, state.chunk - steps, first + steps, shape, dtype)
 
     def replay(
         self, noise: Float[Array, "blocks steps b f h w c"], fresh: bool
     ) -> Float[Array, "windows steps b f h w c"]:
-        """Recorded noise, block by block, as `noise` gives it to the windows; the first blocks are
-        those in flight unless the rollout is `fresh`."""
+        """Recorded noise as `noise` gives it to the windows.
+
+        Args:
+            noise: block by block; the first blocks are those in flight unless `fresh`.
+            fresh: whether the rollout starts, and doesn't continue one.
+        """
         blocks, steps = noise.shape[:2]
         windows = blocks + (self.lag if fresh else 0)
         first = 0 if fresh else self.lag
@@ -159,7 +200,17 @@ class RollingForcing:
     ) -> tuple[State, Float[Array, "b f h w c"], Record]:
         """Denoises one window by one level; judges and remembers the block that leaves it.
 
-        What is returned for a window that isn't full yet (the first four) has no meaning.
+        Args:
+            dit: the transformer.
+            text: from its `encode_text`.
+            state: before the window.
+            noise: from `noise`.
+            trim: TokenTrim's settings.
+            remat: recompute activations in the backward pass.
+
+        Returns:
+            The state after the window, the block that left it and its record; the latter two have
+            no meaning for a window that isn't full yet (the first four).
         """
         size, flight, patch = self.chunk, _flight(state), dit.config.patch
         leaves = state.chunk >= self.lag
@@ -197,14 +248,15 @@ class RollingForcing:
     def _denoise(self, dit: DiT, text: KV, state: State, remat: bool):
         """The window's pass: from the context's mask and noise to every block's x0."""
         size, context, flight = self.chunk, state.context, _flight(state)
-        block = state.chunk - self.lag + jnp.arange(len(self.steps))
+        block = state.chunk - self.lag + jnp.arange(len(self.steps), dtype=jnp.int32)
         present = (block >= 0) & (block < flight.end)
         own = jnp.repeat(present, size * context.valid.shape[2])
-        frames = state.frame + jnp.arange(len(block) * size)
+        frames = state.frame + jnp.arange(len(block) * size, dtype=jnp.int32)
 
         # The window's first frame; recent frames that are attended; where the anchor then stands.
-        start = state.frame + size * jnp.sum(block < 0)
-        working = jnp.minimum(SPAN - size * (jnp.sum(present) + 1), start - size)
+        start = state.frame + size * jnp.sum(block < 0, dtype=jnp.int32)
+        held = jnp.sum(present, dtype=jnp.int32)
+        working = jnp.minimum(SPAN - size * (held + 1), start - size)
         anchor = context.frame < size
         attended = anchor | (context.frame >= start - working)
         positions = context.frame + jnp.where(anchor, start - working - size, 0)
@@ -214,10 +266,10 @@ class RollingForcing:
         sinusoid = jnp.asarray(time_sinusoid(levels[None]))
         newest = jnp.zeros_like(flight.x0[:, :size])
         x0 = jnp.concatenate([flight.x0, newest], axis=1)
-        sigma = jnp.asarray(levels, x0.dtype)[:, None, None, None]
+        sigma = jnp.asarray(levels, x0.dtype)[None, :, None, None, None]
 
         def denoise(valid: Bool[Array, "b s p"], noise: Array) -> Float[Array, "b f h w c"]:
-            mask = buffer.attention_mask(valid & attended[:, None], len(own))
+            mask = buffer.attention_mask(valid & attended[None, :, None], len(own))
             mask = mask.at[..., -len(own) :].set(own)
             # Step s is the noise of the block that comes s-th from the end.
             noise = jnp.moveaxis(noise[::-1], 0, 1).reshape(x0.shape)
@@ -247,10 +299,10 @@ class RollingForcing:
         """The context with a finished block, by one pass at noise level 0 over the last 21 frames;
         the anchor is attended only where it is among them, at its own frames."""
         context = state.context
-        frames = state.frame + jnp.arange(self.chunk)
+        frames = state.frame + jnp.arange(self.chunk, dtype=jnp.int32)
         attended = context.frame >= state.frame + self.chunk - SPAN
         own = self.chunk * context.valid.shape[2]
-        mask = buffer.attention_mask(context.valid & attended[:, None], own)
+        mask = buffer.attention_mask(context.valid & attended[None, :, None], own)
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, self.chunk))))
         _, kv = dit(
             x0, sinusoid, text, frames, context.keys_values, mask,

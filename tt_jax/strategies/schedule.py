@@ -5,8 +5,13 @@ A latent at noise level `sigma` is `(1 - sigma) x0 + sigma noise`, the model pre
 host.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
+
+from tt_jax.settings import real, whole
 
 TRAIN_STEPS = 1000
 SHIFT = 5.0  # Wan's
@@ -26,6 +31,25 @@ def sigmas(shift: float = SHIFT) -> Float[np.ndarray, "1001"]:
     return factor * linear / (one + (factor - one) * linear)
 
 
+def check_steps(steps: Any) -> tuple[int, ...]:
+    """Nominal denoising steps as a tuple.
+
+    Args:
+        steps: whole numbers in any sequence, from the noisiest down.
+
+    Raises:
+        ValueError: there is none, one lies outside of 1 to 1000, or they don't descend.
+    """
+    if isinstance(steps, str) or not isinstance(steps, Iterable):
+        raise ValueError(f"steps must be a sequence of whole numbers, not {steps!r}.")
+    checked = tuple(whole("a denoising step", step, 1, TRAIN_STEPS) for step in steps)
+    if not checked:
+        raise ValueError("steps must have at least one denoising step.")
+    if list(checked) != sorted(set(checked), reverse=True):
+        raise ValueError(f"denoising steps must descend, the noisiest first, not {checked}.")
+    return checked
+
+
 def warp(steps: tuple[int, ...], shift: float | None = SHIFT) -> tuple[float, ...]:
     """Noise levels of the nominal denoising steps (1000 is pure noise), warped by the shift.
 
@@ -40,7 +64,7 @@ def warp(steps: tuple[int, ...], shift: float | None = SHIFT) -> tuple[float, ..
 
 def check_shift(shift: float | None) -> None:
     """Raises ValueError for a shift that makes no noise levels."""
-    if shift is not None and not 0 < shift < float("inf"):
+    if shift is not None and real("the schedule's shift", shift) <= 0:
         raise ValueError(f"the schedule's shift must be above 0, or None, not {shift}.")
 
 

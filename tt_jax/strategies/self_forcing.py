@@ -16,9 +16,10 @@ from tt_jax.cache.policy import Policy
 from tt_jax.cache.window import Window
 from tt_jax.models.dit import KV, DiT, Read
 from tt_jax.nn.layers import unpatchify, wide
+from tt_jax.settings import truth, whole
 from tt_jax.strategies.flowmo import FlowMo
 from tt_jax.strategies.judge import judge
-from tt_jax.strategies.schedule import SHIFT, check_shift, time_sinusoid, warp
+from tt_jax.strategies.schedule import SHIFT, check_shift, check_steps, time_sinusoid, warp
 from tt_jax.strategies.state import Record, State, draw_noise, empty_state
 from tt_jax.trim import drift as measure
 from tt_jax.trim.tokentrim import TokenTrim
@@ -53,6 +54,19 @@ class SelfForcing:
 
     def __post_init__(self) -> None:
         check_shift(self.shift)
+        checked = {
+            "window": whole("window", self.window, 1),
+            "sink": whole("sink", self.sink, 0),
+            "steps": check_steps(self.steps),
+            "chunk": whole("chunk", self.chunk, 1),
+            "relative": truth("relative", self.relative),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.guidance is not None and not isinstance(self.guidance, FlowMo):
+            raise ValueError(f"guidance must be a FlowMo, not {self.guidance!r}.")
+        if self.cache is not None and not isinstance(self.cache, Policy):
+            raise ValueError(f"cache must be a policy of tt_jax.cache, not {self.cache!r}.")
         short = Window(self.window, self.sink, self.relative)
         if self.cache is not None and short not in (Window(), self.cache):
             raise ValueError(
@@ -83,7 +97,8 @@ class SelfForcing:
 
     def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]) -> State:
         """The state before the first chunk; `grid` is the latents' height and width."""
-        state = empty_state(dit, batch, grid, key, slots=self.slots, sink=self.policy.sinks)
+        sink = self.policy.sinks
+        state = empty_state(dit, batch, grid, key, slots=self.slots, sink=sink, strategy=self)
         return dataclasses.replace(state, context=self.policy.start(state.context, self.chunk))
 
     def check(self, chunks: int, trim: TokenTrim, given: int) -> None:
@@ -99,7 +114,8 @@ class SelfForcing:
         chunks = jnp.full((count,), state.chunk)
         if self.policy.repeats_noise:
             chunks = chunks.at[0].set(0)
-        return draw_noise(state.key, chunks, attempt * count + jnp.arange(count), shape)
+        steps = attempt * count + jnp.arange(count, dtype=jnp.int32)
+        return draw_noise(state.key, chunks, steps, shape, state.summary.dtype)
 
     def _denoise(
         self,
@@ -152,7 +168,7 @@ class SelfForcing:
         tokens = measure.frame_tokens(x0, dit.config.patch)
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, size))))
         _, own = self._pass(dit, text, state, state.context.valid, x0, sinusoid, remat)
-        frames = state.frame + jnp.arange(size)
+        frames = state.frame + jnp.arange(size, dtype=jnp.int32)
         context = self.policy.accept(state.context, own, tokens, frames)
         return dataclasses.replace(state, context=context, frame=state.frame + size)
 
@@ -199,18 +215,23 @@ class SelfForcing:
         return dataclasses.replace(state, context=context)
 
     def condition(
-        self, dit: DiT, text: KV, state: State, initial: Float[Array, "b f h w c"]
+        self,
+        dit: DiT,
+        text: KV,
+        state: State,
+        initial: Float[Array, "b f h w c"],
+        remat: bool = False,
     ) -> State:
         """Fills the context with given frames, the remainder of a chunk first."""
         odd = initial.shape[1] % self.chunk
         if odd:
-            state = self.remember(dit, text, state, initial[:, :odd])
+            state = self.remember(dit, text, state, initial[:, :odd], remat)
         whole = initial[:, odd:]
         if whole.shape[1]:
             batch, frames, *rest = whole.shape
             chunks = whole.reshape(batch, frames // self.chunk, self.chunk, *rest)
             state, _ = jax.lax.scan(
-                lambda state, x0: (self.remember(dit, text, state, x0), None),
+                lambda state, x0: (self.remember(dit, text, state, x0, remat), None),
                 state,
                 jnp.moveaxis(chunks, 1, 0),
             )

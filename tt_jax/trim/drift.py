@@ -11,25 +11,48 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from tt_jax.nn.layers import patchify, wide
 
 
 def frame_tokens(latents: Float[Array, "b f h w c"], patch: int) -> Float[Array, "b f p d"]:
-    """The latent tokens of every frame."""
+    """The latent tokens of every frame.
+
+    Args:
+        latents: of F frames; height and width are multiples of `patch`.
+        patch: side of a token in latents.
+
+    Returns:
+        A token's D = patch x patch x c latent values, row by row; at least float32.
+    """
     return patchify(wide(latents), patch)
 
 
 def summary(tokens: Float[Array, "b f p d"]) -> Float[Array, "b p d"]:
-    """Latent summary of a chunk: the mean of its frames, token by token (equation 1)."""
+    """Latent summary of a chunk: the mean of its frames, token by token (equation 1).
+
+    Args:
+        tokens: of the chunk's F frames.
+
+    Returns:
+        The mean, in the tokens' dtype.
+    """
     return jnp.mean(tokens, axis=1)
 
 
 def token_drift(
     now: Float[Array, "*#b p d"], before: Float[Array, "*#b p d"]
-) -> Float[Array, "... p"]:
-    """Euclidean distance between two summaries, token by token (equation 2)."""
+) -> Float[Array, "*b p"]:
+    """Euclidean distance between two summaries, token by token (equation 2).
+
+    Args:
+        now: tokens of one summary, or of several that broadcast against `before`.
+        before: the tokens that they are compared with.
+
+    Returns:
+        Distances in latent values.
+    """
     return jnp.sqrt(jnp.sum((now - before) ** 2, axis=-1))
 
 
@@ -38,7 +61,15 @@ def neighbour_drift(
 ) -> Float[Array, "b p"]:
     """Distance of every token to the nearest of the 3x3 around its place in the summary before.
 
-    grid: the tokens' rows and columns. What moves by up to one token counts as stable.
+    What moves by up to one token counts as stable.
+
+    Args:
+        now: summary of the new chunk.
+        before: summary of the one before it.
+        grid: the tokens' rows and columns, P in all.
+
+    Returns:
+        Distances in latent values.
     """
     rows, columns = grid
     # At the border, repeating it adds no candidate that isn't in the 3x3 already.
@@ -53,11 +84,25 @@ def neighbour_drift(
 
 
 def novelty(
-    tokens: Float[Array, "b f p d"], context: Float[Array, "b s p d"], filled: Bool[Array, " s"]
+    tokens: Float[Array, "b f p d"],
+    context: Float[Array, "b s p d"],
+    valid: Bool[Array, "b s p"],
 ) -> Float[Array, "b p"]:
-    """Distance to the nearest token at any place of any filled slot, mean over the new frames."""
+    """Distance to the nearest valid token of the context, wherever it lies; mean over the frames.
+
+    Args:
+        tokens: of the new frames.
+        context: tokens of the cached frames.
+        valid: those that may be compared with: written and not pruned.
+
+    Returns:
+        Distances in latent values; to the origin where a sample has no valid token at all.
+    """
     batch, frames, places, width = tokens.shape
     new = tokens.reshape(batch, frames * places, width)
+
+    # Farther than anything; not infinity, for those who look for it (`jax_debug_infs`).
+    nowhere = jnp.asarray(jnp.finfo(tokens.dtype).max, tokens.dtype)
 
     def look(best: tuple[Array, Array], slot: tuple[Array, Array]) -> tuple[tuple, None]:
         """Slot by slot, so that F P x P products are the most that is held at once."""
@@ -66,43 +111,67 @@ def novelty(
         products = jnp.einsum("bqd,bpd->bqp", new, old, precision=jax.lax.Precision.HIGHEST)
         # The squared distance, but for the new token's own square.
         scores = jnp.sum(old**2, axis=-1)[:, None] - 2 * products
+        scores = jnp.where(there[:, None], scores, nowhere)
         index = jnp.argmin(scores, axis=-1)[..., None]
         candidate = jnp.take_along_axis(old, index, axis=1)
-        value = jnp.where(there, jnp.take_along_axis(scores, index, axis=-1), jnp.inf)
+        value = jnp.take_along_axis(scores, index, axis=-1)
         closer = value < score
         return (jnp.where(closer, candidate, nearest), jnp.where(closer, value, score)), None
 
-    start = (jnp.zeros_like(new), jnp.full((*new.shape[:2], 1), jnp.inf, new.dtype))
-    (nearest, _), _ = jax.lax.scan(look, start, (jnp.moveaxis(context, 1, 0), filled))
+    start = (jnp.zeros_like(new), jnp.broadcast_to(nowhere, (*new.shape[:2], 1)))
+    slots = (jnp.moveaxis(context, 1, 0), jnp.moveaxis(valid, 1, 0))
+    (nearest, _), _ = jax.lax.scan(look, start, slots)
     # Again as a difference: the expanded square has lost the digits of what is close.
     return jnp.mean(token_drift(new, nearest).reshape(batch, frames, places), axis=1)
 
 
 def top(drift: Float[Array, "b p"], count: int) -> Bool[Array, "b p"]:
-    """The `count` tokens that drift most; of equal ones, those of lower index."""
+    """The `count` tokens that drift most; of equal ones, those of lower index.
+
+    Args:
+        drift: of the P tokens.
+        count: size of the unstable set, 1 to P.
+
+    Returns:
+        True for exactly `count` tokens of each sample.
+    """
     _, index = jax.lax.top_k(drift, count)
     return jnp.any(jax.nn.one_hot(index, drift.shape[-1], dtype=bool), axis=-2)
 
 
 def severity(drift: Float[Array, "b p"], count: int) -> Float[Array, " b"]:
-    """Mean drift of the `count` most drifting tokens (equation 4)."""
+    """Mean drift of the `count` most drifting tokens (equation 4).
+
+    Args:
+        drift: of the P tokens.
+        count: size of the unstable set, 1 to P.
+
+    Returns:
+        The severity of each sample, in latent values.
+    """
     return jnp.mean(jax.lax.top_k(drift, count)[0], axis=-1)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Running mean and spread of the severities accepted so far, per sample (Welford's update)."""
+    """Running mean and spread of the severities accepted so far, per sample (Welford's update).
+
+    Attributes:
+        count: number of severities, int32.
+        mean: their mean, 0 while there is none.
+        squares: sum of their squared distances from the mean.
+    """
 
     count: Int[Array, " b"]
     mean: Float[Array, " b"]
-    # Sum of squared distances from the mean.
     squares: Float[Array, " b"]
 
     @classmethod
-    def start(cls, batch: int) -> "Statistics":
-        """Nothing seen yet."""
-        return cls(jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,)), jnp.zeros((batch,)))
+    def start(cls, batch: int, dtype: DTypeLike = jnp.float32) -> "Statistics":
+        """Nothing seen yet, of `batch` samples; `dtype` is that of the severities to come."""
+        nothing = jnp.zeros((batch,), dtype)
+        return cls(jnp.zeros((batch,), jnp.int32), nothing, nothing)
 
     @property
     def deviation(self) -> Float[Array, " b"]:
@@ -112,12 +181,35 @@ class Statistics:
     def _at_least_one(self, count: Int[Array, " b"]) -> Float[Array, " b"]:
         return jnp.maximum(count, 1).astype(self.mean.dtype)
 
-    def threshold(self, lam: float | Float[Array, ""], warmup: int) -> Float[Array, " b"]:
-        """mean + lam deviation (equation 5), infinite until `warmup` severities were seen."""
-        return jnp.where(self.count >= warmup, self.mean + lam * self.deviation, jnp.inf)
+    def threshold(
+        self, lam: float | Float[Array, ""], warmup: int
+    ) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
+        """What the next severity is compared with: mean + lam deviation (equation 5).
+
+        Args:
+            lam: how many deviations; infinite: there is no threshold.
+            warmup: severities to see before there is one.
+
+        Returns:
+            The threshold, 0 where there is none, and whether there is one.
+        """
+        most = jnp.finfo(self.mean.dtype).max
+        lam = jnp.asarray(lam).astype(self.mean.dtype)
+        limited = lam < jnp.inf
+        value = self.mean + jnp.where(limited, jnp.maximum(lam, -most), 0) * self.deviation
+        exists = (self.count >= warmup) & limited
+        return jnp.where(exists, jnp.clip(value, -most, most), 0), exists
 
     def update(self, value: Float[Array, " b"], measured: Bool[Array, ""]) -> "Statistics":
-        """With one more accepted severity, unless nothing was measured."""
+        """With one more accepted severity, unless nothing was measured.
+
+        Args:
+            value: the severity, anything where it wasn't measured.
+            measured: whether it was.
+
+        Returns:
+            New statistics; these stay as they are.
+        """
         count = self.count + measured.astype(jnp.int32)
         step = jnp.where(measured, value - self.mean, 0.0)
         mean = self.mean + step / self._at_least_one(count)

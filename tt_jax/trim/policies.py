@@ -36,7 +36,7 @@ def _bottom(drift, entry_drift, key, *, count):
 
 def _random(drift, entry_drift, key, *, count):
     """Control: as many positions, drawn at random."""
-    score = jax.vmap(lambda k: jax.random.uniform(k, drift.shape[1:]))(key)
+    score = jax.vmap(lambda k: jax.random.uniform(k, drift.shape[1:], drift.dtype))(key)
     return _everywhere(measures.top(score, count), entry_drift)
 
 
@@ -55,7 +55,7 @@ def _adaptive(drift, entry_drift, key, *, count):
 def _per_frame(drift, entry_drift, key, *, count):
     """The paper's positions, but only in the frames as far off as the least drifting of them."""
     chosen = measures.top(drift, count)
-    least = jnp.min(jnp.where(chosen, drift, jnp.inf), axis=-1)
+    least = jnp.min(drift, axis=-1, where=chosen, initial=jnp.finfo(drift.dtype).max)
     return chosen[:, None] & (entry_drift >= least[:, None, None])
 
 
@@ -71,19 +71,19 @@ POLICIES: dict[str, Callable[..., Bool[Array, "b s n"]]] = {
 }
 
 
-def paper_drift(tokens, before, context, filled, grid):
+def paper_drift(tokens, before, context, valid, grid):
     """Equation 2: against the same place in the summary before."""
     return measures.token_drift(measures.summary(tokens), before)
 
 
-def _motion(tokens, before, context, filled, grid):
+def _motion(tokens, before, context, valid, grid):
     """Against the nearest of the 3x3 places in the summary before, so that motion costs less."""
     return measures.neighbour_drift(measures.summary(tokens), before, grid)
 
 
-def _novelty(tokens, before, context, filled, grid):
-    """Frame by frame against the nearest token of the context: averages blur what moves."""
-    return measures.novelty(tokens, context, filled)
+def _novelty(tokens, before, context, valid, grid):
+    """Frame by frame against the nearest valid token of the context: averages blur what moves."""
+    return measures.novelty(tokens, context, valid)
 
 
 # By the name of the policy; all others, a user's own included, go with the paper's.

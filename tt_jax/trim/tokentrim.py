@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 import math
+import numbers
 from typing import Literal
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from tt_jax.settings import real, truth, whole
 from tt_jax.trim.policies import MEASURES, POLICIES, Policy, paper_drift
 
 
@@ -18,25 +21,32 @@ class TokenTrim:
 
     All are static but `lam`, so that a sweep over it compiles once.
 
-    p: share of the N tokens of a frame that count as unstable, ceil(p N) of them; in (0, 1).
-    lam: a chunk is abnormal when its severity exceeds mean + lam deviation of the accepted ones.
-    warmup: number of severities to see before the first test, >= 1. The first severity exists at
-        the second chunk, so that with 2 the first test is at the fourth.
-    retries: how often an abnormal chunk is generated again; each further attempt also drops the
-        unstable set of the attempt before it. 0 only measures.
-    when: "final" measures the finished chunk (Algorithm 1); "first_step" the x0 prediction of the
-        first denoising step, so that an intervention costs one pass instead of a chunk.
-    select: which entries to drop, a name in `trim.POLICIES` or a function of your own,
-        `(drift [B, N], entry_drift [B, S, N], key [B]) -> drop [B, S, N]`, float32 to bool. Drift,
-        and so the trigger, is the paper's, but for "motion" (against the nearest of the 3x3 places)
-        and "novelty" (against the nearest token of the context, finished frames under either
-        `when`), which drop the most drifting positions by their own measure.
-    accept: "always" keeps the last attempt and its pruned context (the paper); "better" keeps
-        whichever attempt drifts least, with the context it was made from.
-    resample_noise: draw fresh noise for a further attempt instead of using the first one's.
-    prune_sink: let the policy drop entries of sink frames too.
+    Args:
+        p: share of the N tokens of a frame that count as unstable, ceil(p N) of them; in (0, 1).
+        lam: a chunk is abnormal when its severity exceeds mean + lam deviation of the accepted
+            ones (equation 5). Infinite, it never is: the way to switch TokenTrim off and on again
+            within a video, or within one compiled program. A number, or an array of shape ().
+        warmup: number of severities to see before the first test, >= 1. The first severity exists
+            at the second chunk, so that with 2 the first test is at the fourth.
+        retries: how often an abnormal chunk is generated again; each further attempt also drops
+            the unstable set of the attempt before it. 0 only measures.
+        when: "final" measures the finished chunk (Algorithm 1); "first_step" the x0 prediction of
+            the first denoising step, so that an intervention costs one pass instead of a chunk.
+            Predictions are compared with predictions: the first chunk after given frames then has
+            nothing like itself to be compared with, and isn't measured.
+        select: which entries to drop, a name in `trim.POLICIES` or a function of your own,
+            `(drift [B, N], entry_drift [B, S, N], key [B]) -> drop [B, S, N]`, float32 to bool.
+            Drift, and so the trigger, is the paper's, but for "motion" (against the nearest of the
+            3x3 places) and "novelty" (against the nearest valid token of the context, finished
+            frames under either `when`), which drop the most drifting positions by their own
+            measure.
+        accept: "always" keeps the last attempt and its pruned context (the paper); "better" keeps
+            whichever attempt drifts least, with the context it was made from.
+        resample_noise: draw fresh noise for a further attempt instead of using the first one's.
+        prune_sink: let the policy drop entries of sink frames too.
 
-    Raises ValueError for a setting out of its range, or an unknown name.
+    Raises:
+        ValueError: a setting is of another type or out of its range, or a name unknown.
     """
 
     p: float = dataclasses.field(default=0.1, metadata={"static": True})
@@ -54,17 +64,27 @@ class TokenTrim:
     prune_sink: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        if not 0 < self.p < 1:
+        if isinstance(self.p, numbers.Real) and not 0 < self.p < 1:
             raise ValueError(f"p is the share of tokens to drop, between 0 and 1, not {self.p}.")
-        if self.warmup < 1:
-            raise ValueError(f"warmup must be at least 1, not {self.warmup}.")
-        if self.retries < 0:
-            raise ValueError(f"retries must be at least 0, not {self.retries}.")
+        plain = {
+            "p": real("p", self.p),
+            "warmup": whole("warmup", self.warmup, 1),
+            "retries": whole("retries", self.retries, 0),
+            "resample_noise": truth("resample_noise", self.resample_noise),
+            "prune_sink": truth("prune_sink", self.prune_sink),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        # Arrays, tracers and what JAX puts in their place are looked at in a rollout.
+        number = isinstance(self.lam, numbers.Real)
+        if isinstance(self.lam, str) or (number and not self.lam > -math.inf):
+            raise ValueError(f"lam must be a number, which may be infinite, not {self.lam!r}.")
         if self.when not in ("final", "first_step"):
             raise ValueError(f'when is "final" or "first_step", not {self.when!r}.')
         if self.accept not in ("always", "better"):
             raise ValueError(f'accept is "always" or "better", not {self.accept!r}.')
-        if isinstance(self.select, str) and self.select not in POLICIES:
+        named = isinstance(self.select, str) and self.select in POLICIES
+        if not named and not callable(self.select):
             names = ", ".join(POLICIES)
             raise ValueError(f"there is no policy {self.select!r}: select one of {names}.")
         if self.select == "none" and self.retries and not self.resample_noise:
@@ -79,7 +99,7 @@ class TokenTrim:
         return cls(retries=0)
 
     def count(self, tokens: int) -> int:
-        """Size of the unstable set, ceil(p N)."""
+        """Size of the unstable set, ceil(p N), of `tokens` = N."""
         # The margin keeps ceil(0.1 * 30) from being 4.
         return math.ceil(self.p * tokens - 1e-9)
 
@@ -88,17 +108,24 @@ class TokenTrim:
         tokens: Float[Array, "b f n d"],
         before: Float[Array, "b n d"],
         context: Float[Array, "b s n d"],
-        filled: Bool[Array, " s"],
+        valid: Bool[Array, "b s n"],
         grid: tuple[int, int],
     ) -> Float[Array, "b n"]:
         """Token drift of a chunk, without gradient.
 
-        tokens: of the chunk's frames. before: summary of the chunk before it. context: tokens of
-        the cached frames, in the slots that are `filled`. grid: rows and columns of the N tokens.
+        Args:
+            tokens: of the chunk's frames.
+            before: summary of the chunk before it.
+            context: tokens of the cached frames.
+            valid: which of them count: written, and not pruned before this chunk.
+            grid: rows and columns of the N tokens.
+
+        Returns:
+            Distances in latent values, by the measure of `select`.
         """
         own = MEASURES.get(self.select) if isinstance(self.select, str) else None
         arrays = jax.lax.stop_gradient((tokens, before, context))
-        return (own or paper_drift)(*arrays, filled, grid)
+        return (own or paper_drift)(*arrays, valid, grid)
 
     def drop(
         self,
@@ -106,8 +133,28 @@ class TokenTrim:
         entry_drift: Float[Array, "b s n"],
         key: Key[Array, " b"],
     ) -> Bool[Array, "b s n"]:
-        """The entries that the policy selects, before sinks and empty slots are exempted."""
+        """The entries that the policy selects, before sinks and empty slots are exempted.
+
+        Args:
+            drift: token drift of the attempt before.
+            entry_drift: each cached token's distance to that attempt's summary.
+            key: one for each sample.
+
+        Returns:
+            True where an entry is to be dropped.
+
+        Raises:
+            ValueError: a policy of one's own returns something else than such truth values.
+        """
         if callable(self.select):
-            return self.select(drift, entry_drift, key)
+            drop = self.select(drift, entry_drift, key)
+            got = [np.dtype(getattr(drop, "dtype", object)).name, [*np.shape(drop)]]
+            if got != ["bool", [*entry_drift.shape]]:
+                name = getattr(self.select, "__name__", repr(self.select))
+                raise ValueError(
+                    f"the policy {name} must return an array of bool {[*entry_drift.shape]}, one "
+                    f"truth value for each context entry, not {got[0]} {got[1]}."
+                )
+            return drop
         policy = functools.partial(POLICIES[self.select], count=self.count(drift.shape[-1]))
         return policy(drift, entry_drift, key)

@@ -1,0 +1,55 @@
+"""Checks of settings where they are made: one sentence with the name, the rule and the value."""
+
+import math
+import numbers
+from typing import Any
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number of Python or NumPy, as an int.
+
+    Args:
+        name: what the sentence calls it.
+        value: the setting; a truth value is none.
+        least: the smallest that is taken.
+        most: the largest that is taken, any if not given.
+
+    Raises:
+        ValueError: it is of another type or out of range.
+    """
+    fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not fits or value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {limits}, not {value!r}.")
+    return int(value)
+
+
+def real(name: str, value: Any) -> float:
+    """A finite number of Python or NumPy, as a float.
+
+    Args:
+        name: what the sentence calls it.
+        value: the setting; a truth value is none.
+
+    Raises:
+        ValueError: it is of another type (an array of JAX, say), infinite or NaN.
+    """
+    fits = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not fits or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}.")
+    return float(value)
+
+
+def truth(name: str, value: Any) -> bool:
+    """True or False.
+
+    Args:
+        name: what the sentence calls it.
+        value: the setting.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}.")
+    return value
