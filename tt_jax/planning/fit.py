@@ -178,10 +178,16 @@ def remedies(asked: Request, scale: float) -> Iterator[str]:
 
 
 def passes(strategy: Strategy) -> list[tuple[int, int]]:
-    """The transformer's passes for one chunk without intervention, as (how many, frames of each).
+    """The transformer's passes for one chunk without intervention.
 
     A guided pass counts four: it is made, made again by recomputation, and has a gradient, which
     costs two. FlowMo's guidance of the first chunk alone isn't counted.
+
+    Args:
+        strategy: how chunks are made.
+
+    Returns:
+        For each kind of pass, how many there are and the latent frames of each.
     """
     count = len(strategy.steps) * strategy.chunk // strategy.pass_frames
     guidance = strategy.guidance
@@ -191,7 +197,15 @@ def passes(strategy: Strategy) -> list[tuple[int, int]]:
 
 
 def pass_cost(asked: Request, frames: int) -> Cost:
-    """Of one pass of the transformer over so many latent frames and the whole K/V buffer."""
+    """What one pass of the transformer costs.
+
+    Args:
+        asked: the videos; all of them are in one pass.
+        frames: latent frames of the pass, beside the whole K/V buffer.
+
+    Returns:
+        Operations and bytes.
+    """
     (height, width), dit = asked.grid, asked.config.dit
 
     def kv(length: int) -> KV:
@@ -213,7 +227,14 @@ def pass_cost(asked: Request, frames: int) -> Cost:
 
 
 def decoding_cost(asked: Request) -> Cost:
-    """Of one step of the VAE's decoder: a latent frame of every video."""
+    """What one step of the VAE's decoder costs.
+
+    Args:
+        asked: the videos; a step takes a latent frame of each.
+
+    Returns:
+        Operations and bytes.
+    """
     vae = asked.config.vae
     decoder, weights = nnx.split(abstract("vae", vae, DTYPE))
     shape = (asked.batch, 1, *asked.grid, vae.latent_channels)
@@ -298,7 +319,14 @@ def _speed(asked: Request) -> Iterator[str]:
 
 
 def kernel(asked: Request) -> tuple[str, str]:
-    """The implementation of attention on a TPU, and why."""
+    """The implementation of attention on a TPU.
+
+    Args:
+        asked: the videos, and a TPU.
+
+    Returns:
+        Its name, and why it is taken.
+    """
     dit, strategy = asked.config.dit, asked.strategy
     q, k = (
         jax.ShapeDtypeStruct((asked.batch, frames * asked.tokens, dit.heads, dit.head_dim), DTYPE)

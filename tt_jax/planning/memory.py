@@ -59,7 +59,14 @@ class Memory:
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes of all arrays of a pytree, which may be abstract."""
+    """Bytes of all arrays of a pytree.
+
+    Args:
+        tree: of arrays, which may be abstract.
+
+    Returns:
+        Their sum.
+    """
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -142,6 +149,9 @@ def free_on_device() -> int | None:
 
 def check(memory: Memory) -> None:
     """Compares what a run needs with what is free on this machine.
+
+    Args:
+        memory: of `estimate`.
 
     Raises:
         ValueError: there is less; in one sentence.
