@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from models import PROMPT
 from PIL import Image
+from rich.console import Console
 
 import tt_jax
 from convert import hub
@@ -281,9 +282,8 @@ def test_two_runs_in_one_second(run, monkeypatch):
 def test_a_name_that_was_taken_meanwhile(run, monkeypatch):
     """Two processes were given one name, which was free when both began."""
     Path("made").mkdir()
-    monkeypatch.setattr(
-        output, "refuse_existing", lambda _: Path("made/video.json").write_text("x")
-    )
+    taken = Path("made/video.json")
+    monkeypatch.setattr(output, "refuse_existing", lambda _: taken.write_text("x"))
     code, out, _ = run("generate", PROMPT, "--seconds", "0.5", "--out", "made")
     assert (code, out) == (0, "made/video_2.mp4\n")
     assert listing("made") == ["video.json", "video_2.json", "video_2.mp4", "video_2.png"]
@@ -332,27 +332,27 @@ def test_a_folder_of_ones_own_is_removed_when_nothing_can_be_written(tmp_path, m
 # --- what is said -------------------------------------------------------------------------------
 
 
-class Steps:
+def partly(kind, **fields):
+    """One of a frozen class of which only some fields are looked at."""
+    one = object.__new__(kind)
+    vars(one).update(fields)
+    return one
+
+
+def steps(chunks, pause=0.0):
     """A run's chunks as `Tally` counts them: 9 frames, then 12 each, abnormal from the third on."""
-
-    def __init__(self, chunks, pause=0.0):
-        self.chunks, self.pause = chunks, pause
-
-    def __iter__(self):
-        for i in range(self.chunks):
-            time.sleep(self.pause)
-            rollout = SimpleNamespace(
-                triggered=np.array([[i > 1]]), severity=np.array([[np.nan if i == 0 else 0.5]])
-            )
-            yield SimpleNamespace(
-                total=self.chunks, frames=np.zeros((1, 12 if i else 9, 2, 2, 3)), rollout=rollout
-            )
+    for i in range(chunks):
+        time.sleep(pause)
+        severity = np.array([[0.5 if i else np.nan]])
+        rollout = partly(tt_jax.Rollout, triggered=np.array([[i > 1]]), severity=severity)
+        frames = np.zeros((1, 12 if i else 9, 2, 2, 3), np.uint8)
+        yield partly(tt_jax.Chunk, total=chunks, frames=frames, rollout=rollout)
 
 
 def test_what_is_said_of_a_run(monkeypatch):
     clock = iter([0.0, 0.0, 20.0, 22.0, 24.0, 24.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    tally, chunks = progress.Tally("TokenTrim", 480, 16, acts=True), iter(Steps(41))
+    tally, chunks = progress.Tally("TokenTrim", 480, 16, acts=True), steps(41)
     assert str(tally) == "compiling, 0:00"
     tally.add(next(chunks))
     assert str(tally) == "chunk 1 of 41, 0.6 of 30.0 s, 0 interventions"
@@ -368,33 +368,30 @@ def test_what_is_said_of_a_run(monkeypatch):
 def test_lines_without_a_terminal(monkeypatch, capsys):
     """Even while nothing comes of the run, as while it is compiled."""
     monkeypatch.setattr(progress, "EVERY", 0.05)
-    monkeypatch.setattr(progress.Video, "collect", lambda stream, add: [add(c) for c in stream])
+    monkeypatch.setattr(progress.Video, "collect", collect)
     tally = progress.Tally("plain", 21, 16, acts=False)
-    progress.watch(Steps(2, pause=0.4), tally)
+    progress.watch(steps(2, pause=0.4), tally)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "tt-jax: plain: compiling, 0:00"
     assert lines[-1].startswith("tt-jax: plain: chunk 1 of 2, 0.6 of 1.3 s")
 
 
-@pytest.mark.slow
-def test_the_bar_on_a_terminal(tiny_model, tmp_path):
-    main, ours = os.openpty()
-    command = [sys.executable, "-m", "tt_jax", "generate", PROMPT, "--model", str(tiny_model)]
-    environment = ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "150", "XDG_CACHE_HOME": "cache"}
-    process = subprocess.Popen(
-        [*command, "--seconds", "1", "--out", "made"], env=environment, stderr=ours,
-        stdout=subprocess.PIPE, cwd=tmp_path,
-    )  # fmt: skip
-    os.close(ours)
-    said = b""
-    try:
-        while data := os.read(main, 4096):
-            said += data
-    except OSError:  # the other end is closed
-        pass
-    process.communicate()
-    os.close(main)
-    assert b"compiling" in said and b"chunk 2 of 2, 1.0 of 1.0 s" in said and b"?" not in said
+def collect(stream, add):
+    """`Video.collect` of what isn't a video."""
+    for chunk in stream:
+        add(chunk)
+    return partly(tt_jax.Video)
+
+
+def test_the_bar_on_a_terminal(monkeypatch):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=150, color_system=None)
+    monkeypatch.setattr(progress, "Console", lambda **_: terminal)
+    monkeypatch.setattr(progress.Video, "collect", collect)
+    progress.watch(steps(2, pause=0.3), progress.Tally("plain", 21, 16, acts=False))
+    said = screen.getvalue()
+    assert "plain" in said and "compiling" in said and "0/?" not in said
+    assert "chunk 1 of 2, 0.6 of 1.3 s" in said and "chunk 2 of 2, 1.3 of 1.3 s" in said
 
 
 # --- the program --------------------------------------------------------------------------------
