@@ -103,7 +103,7 @@ def table(options: argparse.Namespace) -> Iterator[str]:
 
     operations = cost(chunk, params, text, state).operations
     peak = next(
-        (m.peak for m in MACHINES.values() if m.chip.split()[0] in device.device_kind), None
+        (m.peak for m in MACHINES.values() if m.chip.split(" SXM")[0] in device.device_kind), None
     )
 
     implementations = ["xla"]
