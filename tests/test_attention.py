@@ -85,6 +85,37 @@ def test_gradient_through_blocks(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("length", "most", "size"),
+    [
+        (4096, 1000, 512),  # divides, and is more than half of the most
+        (4680, 170, 156),
+        (4093, 1000, 819),  # a prime: five blocks, of which the last is padded
+        (4078, 1000, 816),  # twice a prime
+        (13, 6, 5),
+        (7, 1, 1),
+    ],
+)
+def test_blocks_of_any_length_are_few_and_large(length, most, size):
+    assert module.block_size(length, most) == size
+    assert -(-length // size) * size <= 1.2 * length
+
+
+@pytest.mark.parametrize("name", ["per sample", "full"])
+def test_a_prime_number_of_queries(monkeypatch, name):
+    """Of 13, three blocks of 5, where a block that divides them would be of 1."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(B, n, N, H)), jnp.float32) for n in (13, S, S))
+    mask = MASKS[name] if name == "per sample" else rng.random((B, 13, S)) < 0.5
+    monkeypatch.setattr(module, "LOGIT_BYTES", 6 * 4 * B * N * S)
+    np.testing.assert_allclose(
+        attention(q, k, v, jnp.asarray(mask)), reference(q, k, v, mask), atol=2e-6
+    )
+    program = jax.make_jaxpr(lambda *x: attention(*x))(q, k, v, jnp.asarray(mask))
+    scans = [e.params["length"] for e in program.jaxpr.eqns if e.primitive.name == "scan"]
+    assert scans == [3]
+
+
 @pytest.mark.parametrize("head_dim", [24, 48, 128])
 def test_rotation_is_complex_multiplication_by_axes(head_dim):
     frames, height, width = np.array([3, 70_000]), 2, 3

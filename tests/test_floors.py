@@ -25,8 +25,8 @@ FLOORS = (
     (("models",), "Flax NNX modules, pure forwards; know no cache policy and no mesh"),
     (("nn",), "layers, rotary positions, attention and its kernels"),
     (
-        ("sharding", "files", "settings", "errors"),
-        "where arrays live; atomic files; checks of settings; what can go wrong",
+        ("sharding", "contracts", "files", "settings", "errors"),
+        "where arrays live; checks of records and settings; atomic files; what can go wrong",
     ),
 )
 FLOOR = {room: len(FLOORS) - i for i, (rooms, _) in enumerate(FLOORS) for room in rooms}

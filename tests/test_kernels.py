@@ -139,7 +139,7 @@ def shape(*size, dtype=jnp.bfloat16):
         (("tpu", "TPU v5 lite", 0.0), shape(1, 4680, 12, 128, dtype=jnp.float32), None, "xla"),
         (("tpu", "TPU v5 lite", 0.0), shape(1, 4680, 3, 64), None, "xla"),
         (("tpu", "TPU v5 lite", 0.0), shape(1, 64, 12, 128), None, "xla"),
-        (("tpu", "TPU v5 lite", 0.0), shape(1, 256, 12, 128), shape(1, 256, 9, dtype=bool), "xla"),
+        (("tpu", "TPU v5 lite", 0.0), shape(1, 256, 2, 128), shape(1, 256, 256, dtype=bool), "xla"),
         (("gpu", "NVIDIA H100 80GB HBM3", 9.0), shape(1, 4680, 12, 128), None, "cudnn"),
         (("gpu", "NVIDIA H100 80GB HBM3", 9.0), shape(1, 4680, 1, 384), None, "xla"),
         (("gpu", "NVIDIA H100 80GB HBM3", 9.0), shape(1, 99, 2, 64, dtype=np.float32), None, "xla"),
@@ -147,9 +147,20 @@ def shape(*size, dtype=jnp.bfloat16):
     ],
 )  # fmt: skip
 def test_default_by_device_dtype_and_shape(monkeypatch, device, q, mask, impl):
-    monkeypatch.setattr("tt_jax.nn.attention._device", lambda: device)
+    monkeypatch.setattr("tt_jax.nn.attention._device", lambda q: device)
     got = choice(q, q, mask)
     assert got.impl == impl and got.why
+
+
+def test_where_the_arrays_are_decides():
+    """A TPU's mesh is set, and what is to be attended lies in the host's memory."""
+    tpu = jax.sharding.AbstractDevice("TPU v5 lite", None, "tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)
+    q = shape(1, 256, 2, 128)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert choice(q, q).impl == "splash"
+        here = jnp.zeros(q.shape, q.dtype, device=jax.devices("cpu")[0])
+        assert choice(here, here) == ("xla", "a cpu has no kernel of its own")
 
 
 @pytest.mark.parametrize("chips", [1, 2])

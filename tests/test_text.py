@@ -159,7 +159,7 @@ def test_buckets_by_hand():
 
 def tokens(valid: list[int], length: int):
     ids = jax.random.randint(jax.random.key(1), (len(valid), length), 3, CONFIG.vocab)
-    mask = jnp.arange(length) < jnp.array(valid)[:, None]
+    mask = jnp.arange(length)[None] < jnp.array(valid)[:, None]
     return jnp.where(mask, ids, PAD), mask
 
 

@@ -13,9 +13,10 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
+from tt_jax.contracts import checked
 from tt_jax.models.dit import DiT
 from tt_jax.settings import whole
-from tt_jax.sharding import abstractly, constrain
+from tt_jax.sharding import abstractly, automatic, constrain, per_device
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.strategies.state import Record, State, latents_dtype, origin
@@ -50,8 +51,8 @@ class Rollout:
     """
 
     latents: Float[Array, "b frames h w c"]
-    drift: Float[Array, "b chunks h w"]
-    pruned: Float[Array, "b chunks h w"]
+    drift: Float[Array, "b chunks rows columns"]
+    pruned: Float[Array, "b chunks rows columns"]
     severity: Float[Array, "b chunks"]
     accepted_severity: Float[Array, "b chunks"]
     threshold: Float[Array, "b chunks"]
@@ -145,7 +146,7 @@ def rollout(
     grid: tuple[int, int],
     strategy: Strategy | None = None,
     trim: TokenTrim | None = None,
-    initial: Float[Array, "b f h w c"] | None = None,
+    initial: Float[Array, "b given h w c"] | None = None,
     noise: Float[Array, "chunks steps b f h w c"] | None = None,
     state: State | None = None,
     remat: bool = False,
@@ -249,7 +250,7 @@ def join(parts: Sequence[Rollout], state: State, first: int = 0) -> Rollout:
             skip = first * parts[0].latents.shape[1] // parts[0].severity.shape[1]
             whole = jnp.concatenate(values, axis=1)
             fields[field.name] = whole[:, skip if field.name == "latents" else first :]
-    return Rollout(**fields, state=state)
+    return checked(Rollout(**fields, state=state))
 
 
 def stream(
@@ -261,7 +262,7 @@ def stream(
     grid: tuple[int, int],
     strategy: Strategy | None = None,
     trim: TokenTrim | None = None,
-    initial: Float[Array, "b f h w c"] | None = None,
+    initial: Float[Array, "b given h w c"] | None = None,
     state: State | None = None,
 ) -> Iterator[Rollout]:
     """The chunks of a `rollout`, each as soon as it is finished.
@@ -318,23 +319,35 @@ def _begin(
     """The state before the first chunk. A program of its own, so that a rollout that starts and
     one that goes on are the same compiled program; which takes arrays committed to the same
     devices too, hence `keep_unused`: the state lands where the parameters are."""
-    dit = nnx.merge(graph, params)
-    # A copy of the key: the state is given away, and the key is the caller's.
-    state = strategy.start(dit, text.shape[0], grid, jnp.copy(key))
-    if initial is not None:
-        state = strategy.condition(dit, dit.encode_text(text), state, initial, remat)
-    return constrain(state)
+
+    def begin(params: nnx.State, text: Array, key: Array, initial: Array | None) -> State:
+        dit = nnx.merge(graph, params)
+        # A copy of the key: the state is given away, and the key is the caller's.
+        state = per_device(strategy.start(dit, text.shape[0], grid, jnp.copy(key)))
+        if initial is not None:
+            state = strategy.condition(dit, dit.encode_text(text), state, initial, remat)
+        return constrain(per_device(state))
+
+    return automatic(begin, params, text, key, initial)
 
 
 @jax.jit
 def _copy(state: State) -> State:
     """The same in memory of its own, which `_rollout` may have: the caller keeps the state."""
-    return constrain(jax.tree.map(jnp.copy, state))
+    return automatic(lambda state: constrain(jax.tree.map(jnp.copy, state)), state)
 
 
 def _rollout_scan(
     graph: nnx.GraphDef, params: nnx.State, text, chunks, grid, strategy, trim, noise, state, remat
 ) -> Rollout:
+    def scan(*arrays: Any) -> Rollout:
+        params, text, trim, noise, state = arrays
+        return _scan(graph, params, text, chunks, grid, strategy, trim, noise, state, remat)
+
+    return automatic(scan, params, text, trim, noise, state)
+
+
+def _scan(graph, params, text, chunks, grid, strategy, trim, noise, state, remat) -> Rollout:
     dit = nnx.merge(graph, params)
     batch = text.shape[0]
     cross = dit.encode_text(text)
@@ -343,7 +356,7 @@ def _rollout_scan(
     def body(state: State, recorded: Array | None) -> tuple[State, tuple[Array, Record]]:
         drawn = strategy.noise(state, shape) if recorded is None else recorded
         state, x0, record = strategy.step(dit, cross, state, drawn, trim, remat)
-        return state, (x0, record)
+        return per_device(state), (x0, record)
 
     state, (x0, record) = jax.lax.scan(body, state, noise, length=chunks)
     side = (grid[0] // dit.config.patch, grid[1] // dit.config.patch)
@@ -354,7 +367,7 @@ def _rollout_scan(
     }
     for name in ("drift", "pruned"):
         records[name] = records[name].reshape(batch, chunks, *side)
-    return Rollout(latents=latents, state=constrain(state), **records)
+    return checked(Rollout(latents=latents, state=constrain(state), **records))
 
 
 # Takes the memory of the state it is given, which is lost: the K/V buffer is updated in place.

@@ -381,10 +381,7 @@ def load_tokenizer(folder: Path, text_len: int) -> Tokenizer:
     path = folder / "tokenizer.model"
     if not path.is_file():
         raise ModelError(f"{folder} has no tokenizer.model: convert the model again.")
-    try:
-        return Tokenizer(path, text_len)
-    except (RuntimeError, ValueError, OSError):  # whose texts are of sentencepiece's source
-        raise ModelError(f"{path} is no tokenizer, or is damaged: convert it again.") from None
+    return Tokenizer(path, text_len)
 
 
 def cast(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Checks of settings where they are made: one sentence with the name, the rule and the value."""
 
+import dataclasses
 import math
 import numbers
 from typing import Any
@@ -53,3 +54,17 @@ def truth(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, not {value!r}.")
     return value
+
+
+def sizes(config: Any) -> None:
+    """Checks the sizes of a network.
+
+    Args:
+        config: a dataclass; its fields that are `int` are looked at.
+
+    Raises:
+        ValueError: one isn't a whole number of at least 1.
+    """
+    for field in dataclasses.fields(config):
+        if field.type is int:
+            whole(f"{type(config).__name__}'s {field.name}", getattr(config, field.name), 1)

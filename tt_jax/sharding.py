@@ -4,6 +4,10 @@ Knows names and shapes, no model. A mesh has the axes `AXES`, or some of them: "
 prompts of a batch, "sequence" the tokens of a pass, "tensor" attention heads and the hidden width
 of the feed-forward. Place parameters with `place` (or `tt_jax.load(..., mesh=mesh)`) and call
 everything under `with jax.set_mesh(mesh)`: XLA shards the rest by what it finds there.
+
+Only axes that are XLA's to use (`AxisType.Auto`) are. Those of a caller's own `shard_map` or `pmap`
+(`Manual`) are left to the caller, and programs that a mesh with `Explicit` axes is set for run in
+`automatic`, which makes them `Auto` inside.
 """
 
 import math
@@ -13,9 +17,10 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 AXES = ("data", "sequence", "tensor")
 
@@ -40,10 +45,18 @@ Attend = Callable[..., Float[Array, "b t n h"]]
 
 
 def mesh_shape(devices: int, heads: int, batch: int = 1) -> tuple[int, int, int]:
-    """How many devices go to each of `AXES` for a transformer of `heads` heads.
+    """How many devices go to each of `AXES`.
 
     As many as divide the heads go to "tensor", which shards the weights and the context; of those
     left, as many as divide the batch to "data"; the others to "sequence".
+
+    Args:
+        devices: how many there are.
+        heads: attention heads of the transformer.
+        batch: prompts of one rollout.
+
+    Returns:
+        The sizes of the axes "data", "sequence" and "tensor".
     """
     tensor = math.gcd(devices, heads)
     data = math.gcd(devices // tensor, batch)
@@ -56,7 +69,16 @@ def make_mesh(
     # jaxlib, where this class comes from, has no types.
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
-    """A mesh of all `devices` (JAX's own if not given), shared out by `mesh_shape`."""
+    """A mesh of devices, shared out by `mesh_shape`.
+
+    Args:
+        heads: attention heads of the transformer.
+        batch: prompts of one rollout.
+        devices: which devices; all of JAX's if not given.
+
+    Returns:
+        The mesh, with the axes `AXES`, all of them `Auto`.
+    """
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh_shape(len(devices), heads, batch)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
@@ -73,7 +95,16 @@ def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) ->
 
 
 def spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """How the array at `path`, like "blocks/ffn/fc1/kernel" or "context/k", is sharded."""
+    """How an array is sharded.
+
+    Args:
+        path: like "blocks/ffn/fc1/kernel" or "context/k".
+        shape: of the array.
+        mesh: the devices.
+
+    Returns:
+        The mesh axis of each dimension, by the first of `RULES` that describes the path.
+    """
     rules = (rule for pattern, rule in RULES if re.fullmatch(pattern, path))
     return fit(next(rules, PartitionSpec()), shape, mesh)
 
@@ -84,9 +115,15 @@ def sharding(mesh: Mesh) -> Callable[[str, Any], NamedSharding]:
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """A module, or any pytree (a rollout's state, a key, embeddings), with its arrays on the mesh.
+    """A module, or any pytree, with its arrays on the mesh.
 
-    Where several processes share the mesh, each gives the same values.
+    Args:
+        tree: a module, a rollout's state, a key, embeddings. Where several processes share the
+            mesh, each gives the same values.
+        mesh: the devices.
+
+    Returns:
+        The same tree, each array sharded by its path (`spec`).
     """
     if isinstance(tree, nnx.Module):
         graph, params = nnx.split(tree)
@@ -111,7 +148,7 @@ def abstractly(tree: Any, mesh: Mesh) -> Any:
 def constrain(tree: Any) -> Any:
     """Inside a program: the pytree, its arrays where `place` would put them. Without a mesh that
     was set by `jax.set_mesh` the tree as it is."""
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = _auto_mesh()
     if mesh.empty:
         return tree
     return jax.tree_util.tree_map_with_path(
@@ -120,6 +157,54 @@ def constrain(tree: Any) -> Any:
         ),
         tree,
     )
+
+
+def automatic(program: Callable[..., Any], *args: Any) -> Any:
+    """`program(*args)`, pytrees of arrays, where the axes of an `Explicit` mesh are `Auto` inside.
+
+    What comes out is where `place` would put it. Without such a mesh it is a plain call.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    explicit = [name for name, kind in _kinds(mesh) if kind == AxisType.Explicit]
+    if not explicit:
+        return program(*args)
+
+    def run(out_sharding: Any) -> Callable[..., Any]:
+        return jax.sharding.auto_axes(program, axes=tuple(explicit), out_sharding=out_sharding)
+
+    shapes = jax.eval_shape(run(PartitionSpec()), *args)
+    inside = mesh.update_axis_types(dict.fromkeys(explicit, AxisType.Auto))
+    places = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: spec(_name(path).removeprefix("state/"), leaf.shape, inside), shapes
+    )
+    return run(places)(*args)
+
+
+def first_sample(batch: int) -> Int[Array, ""] | int:
+    """Index, in the whole batch, of the first of the `batch` samples that are here.
+
+    Inside a `shard_map` or `pmap` of the caller's each device has samples of its own; devices are
+    counted in the order of the axes. Anywhere else 0.
+    """
+    device = _device()
+    return 0 if device is None else device * batch
+
+
+def per_device(tree: Any) -> Any:
+    """Inside a `shard_map` of the caller's: a pytree whose arrays are, in JAX's types, each
+    device's own, as what a loop carries has to be when its body makes it so. Anywhere else as it
+    is."""
+    device = _device()
+    if device is None:
+        return tree
+    return jax.tree.map(lambda x: jnp.where(device >= 0, x, x), tree)
+
+
+def _device() -> Int[Array, ""] | None:
+    """Number of the device among those of the caller's `shard_map` or `pmap`; None outside."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = tuple(axis for axis, kind in _kinds(mesh) if kind == AxisType.Manual)
+    return jax.lax.axis_index(manual) if manual else None
 
 
 def sharded(
@@ -133,7 +218,7 @@ def sharded(
 
     XLA can't shard a kernel by itself. Without a mesh (see `constrain`) it is one plain call.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = _auto_mesh()
     if mesh.empty:
         return attend(q, k, v, mask)
     queries = fit(PartitionSpec("data", "sequence", "tensor"), q.shape, mesh)
@@ -145,7 +230,25 @@ def sharded(
         specs.append(PartitionSpec(*list(rows)[:2]))
         arrays.append(mask)
     part = attend if mask is not None else partial(attend, mask=None)
-    return jax.shard_map(part, in_specs=tuple(specs), out_specs=queries, check_vma=False)(*arrays)
+    return jax.shard_map(
+        part,
+        in_specs=tuple(specs),
+        out_specs=queries,
+        axis_names=set(mesh.axis_names),
+        check_vma=False,
+    )(*arrays)
+
+
+def _kinds(mesh: AbstractMesh) -> list[tuple[str, AxisType]]:
+    """The mesh's axes, and whose each of them is."""
+    return list(zip(mesh.axis_names, mesh.axis_types, strict=True))
+
+
+def _auto_mesh() -> AbstractMesh:
+    """Those axes of the mesh that was set over which XLA may shard; empty if there are none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = tuple(name for name, kind in _kinds(mesh) if kind == AxisType.Auto)
+    return AbstractMesh(tuple(mesh.shape[name] for name in names), names)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from tt_jax.contracts import checked
 from tt_jax.models.dit import KV
 from tt_jax.nn.layers import wide_dtype
 
@@ -66,7 +67,7 @@ def empty(
 ) -> Context:
     """A buffer without any frame; keys and values in `dtype`."""
     shape = (layers, batch, slots * tokens, heads, head_dim)
-    return Context(
+    context = Context(
         k=jnp.zeros(shape, dtype),
         v=jnp.zeros(shape, dtype),
         tokens=jnp.zeros((batch, slots, tokens, token_dim), wide_dtype(dtype)),
@@ -74,6 +75,7 @@ def empty(
         frame=jnp.full((slots,), -1, jnp.int32),
         sink=sink,
     )
+    return checked(context)
 
 
 def ring(context: Context, frames: Int[Array, " f"]) -> Int[Array, " f"]:
@@ -84,7 +86,7 @@ def ring(context: Context, frames: Int[Array, " f"]) -> Int[Array, " f"]:
 
 def ranks(context: Context) -> Int[Array, " s"]:
     """How many of the frames that the buffer holds come before each slot's."""
-    earlier = context.filled & (context.frame < context.frame[:, None])
+    earlier = context.filled[None] & (context.frame[None] < context.frame[:, None])
     return jnp.sum(earlier, axis=1, dtype=jnp.int32)
 
 
@@ -126,13 +128,13 @@ def write(
         values["tokens"] = put(values["tokens"], tokens[:, i].astype(dtype), slots[i], 1)
         mask = put(mask, valid[:, i], slots[i], 1)
         frame = put(frame, frames[i].astype(jnp.int32), slots[i], 0)
-    return dataclasses.replace(context, **values, valid=mask, frame=frame)
+    return checked(dataclasses.replace(context, **values, valid=mask, frame=frame))
 
 
 def drop(context: Context, slots: Bool[Array, " s"]) -> Context:
     """Without the frames of the given slots."""
     frame = jnp.where(slots, -1, context.frame)
-    return dataclasses.replace(context, frame=frame, valid=context.valid & ~slots[:, None])
+    return dataclasses.replace(context, frame=frame, valid=context.valid & ~slots[None, :, None])
 
 
 def frames_at(

@@ -154,7 +154,7 @@ class DeepForcing(Policy):
         gone = full & (slot >= self.sink) & ~chosen & (context.frame < recent)
         context = dataclasses.replace(context, **values, memory=memory)
         context = buffer.drop(context, gone)
-        valid = jnp.where((full & chosen)[:, None], True, context.valid)
+        valid = jnp.where((full & chosen)[None, :, None], True, context.valid)
         frame = jnp.where(full & chosen, slot, context.frame)
         return dataclasses.replace(context, valid=valid, frame=frame)
 
@@ -194,8 +194,8 @@ class DeepForcing(Policy):
         recent = context.filled & (slot >= self.sink + self._chosen)
         recent &= context.frame >= frame - older
         candidate = context.filled & (slot >= self.sink) & ~recent
-        candidate = jnp.repeat(candidate, per_frame)
-        always = jnp.repeat((slot < self.sink) | recent, per_frame)
+        candidate = jnp.repeat(candidate, per_frame)[None]
+        always = jnp.repeat((slot < self.sink) | recent, per_frame)[None]
         seen = valid.reshape(batch, -1)
         own = jnp.ones((batch, size * per_frame), bool)
 

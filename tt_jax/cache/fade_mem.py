@@ -119,7 +119,7 @@ class FadeMem(Policy):
         weight = jnp.stack([span[a], span[b]]) ** 0.5
         weight = jnp.where(anchor, jnp.array([1.0, 0.0]), weight)
         weight = weight[:, None, None] * there.astype(jnp.float32)
-        weight = weight / jnp.maximum(jnp.sum(weight, axis=0), 1e-12)
+        weight = weight / jnp.maximum(jnp.sum(weight, axis=0, keepdims=True), 1e-12)
         some = there[0] | (there[1] & ~anchor)
 
         def mean(first: Array, second: Array, w: Array) -> Array:
@@ -131,7 +131,7 @@ class FadeMem(Policy):
         for name in ("k", "v"):
             past = getattr(context, name)
             parts = (buffer.frames_at(past, slot, per_frame) for slot in (a, b))
-            new = mean(*parts, weight[:, :, :, None, None])
+            new = mean(*parts, weight[:, None, :, :, None, None])
             values[name] = jax.lax.dynamic_update_slice_in_dim(past, new, a * per_frame, 2)
         tokens = mean(context.tokens[:, a], context.tokens[:, b], weight[..., None])
         total = span[a] + span[b]

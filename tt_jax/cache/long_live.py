@@ -69,12 +69,12 @@ class LongLive(Window):
     def _pruned(self, context: Context) -> dict[str, Array]:
         """What is kept of the latest frames, less what was dropped from the slots."""
         memory = context.memory
-        dropped = context.filled[:, None] & ~context.valid
+        dropped = context.filled[None, :, None] & ~context.valid
         at = jnp.where(context.filled & (context.frame >= self.sink), context.frame, 0)
         hidden = (
             jnp.zeros_like(memory["valid"])
             .at[:, at % self.frames]
-            .max(dropped & (context.frame >= self.sink)[:, None])
+            .max(dropped & (context.frame >= self.sink)[None, :, None])
         )
         return memory | {"valid": memory["valid"] & ~hidden}
 
@@ -94,9 +94,9 @@ class LongLive(Window):
         # Frames of the pass; negative ones aren't there yet.
         number = frame - count + jnp.arange(count, dtype=jnp.int32)
         tokens = memory["tokens"][:, number % count]
-        there = memory["valid"][:, number % count] & (number >= 0)[:, None]
+        there = memory["valid"][:, number % count] & (number >= 0)[None, :, None]
         sink_stays = jnp.asarray(self.keep_sink) & (frame > count)
-        there &= ~sink_stays | (jnp.arange(count, dtype=jnp.int32) >= self.sink)[:, None]
+        there &= ~sink_stays | (jnp.arange(count, dtype=jnp.int32) >= self.sink)[None, :, None]
         sinks = context.valid[:, : self.sink] & sink_stays
         batch = len(sinks)
         mask = jnp.concatenate([sinks.reshape(batch, -1), there.reshape(batch, -1)], 1)[:, None]

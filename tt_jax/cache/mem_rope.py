@@ -92,7 +92,7 @@ class MemRope(Policy):
     ) -> Context:
         """With the frames in the slots `at` that `leaves` says in the memories."""
         batch, _, per_frame = context.valid.shape
-        counts = context.valid[:, at] & leaves[:, None]
+        counts = context.valid[:, at] & leaves[None, :, None]
         weight = counts[None, ..., None, None].astype(jnp.float32)
         axes = (2,) if self.summary == "adaptive" else (2, 3)
         total = jnp.sum(weight, axis=axes, keepdims=True)

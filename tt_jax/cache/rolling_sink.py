@@ -65,7 +65,7 @@ class RollingSink(Policy):
         size, (slots, per_frame) = len(frames), context.valid.shape[1:]
         archive = dict(context.memory)
         # Frames that are still themselves: what was dropped from them is never replayed.
-        first = (context.frame == jnp.arange(slots, dtype=jnp.int32))[:, None]
+        first = (context.frame == jnp.arange(slots, dtype=jnp.int32))[None, :, None]
         archive["valid"] = jnp.where(first, context.valid, archive["valid"])
 
         context = buffer.append(context, KV(*own), tokens, frames)

@@ -138,7 +138,7 @@ class TetherCache(Policy):
         count, newest = self._count(context), slots - 1
         middle = slice(self.sink, self.sink + count)
         memory = context.memory
-        kept = memory["kept"] & context.valid[:, middle]
+        kept = memory["kept"] & context.valid[None, :, middle]
 
         # The frames that come into question: the newest of before, and all but the newest of now.
         time = jnp.concatenate([context.frame[newest:], frames[:-1].astype(jnp.int32)])
@@ -187,7 +187,7 @@ class TetherCache(Policy):
                 values[name] = put(values[name], new, at)
             here = jax.nn.one_hot(to, count, dtype=bool) & enters[..., None]
             now = jnp.where(here, time[i], now)
-            kept = jnp.where(here[..., None], there[:, i, None], kept)
+            kept = jnp.where(here[..., None], there[None, :, i, None], kept)
 
         # The shared arrays: in order, whatever each layer has; what was dropped is in `kept`.
         held = jnp.sum(context.filled[middle], dtype=jnp.int32) + jnp.sum(comes, dtype=jnp.int32)
@@ -217,7 +217,7 @@ class TetherCache(Policy):
         some = jnp.any(there, axis=-1, keepdims=True)
         span = jnp.where(some, jnp.maximum(1, 0.5 * (last - first + 1)), 1.0)[..., None]
         near = jnp.exp(-jnp.abs(moment[..., :, None] - moment[..., None, :]) / span)
-        others = there[..., None, :] & ~jnp.eye(time.shape[-1], dtype=bool)
+        others = there[..., None, :] & ~jnp.eye(time.shape[-1], dtype=bool)[None, None]
         most = jnp.max(jnp.where(others, near * share[..., None, :], 0), axis=-1)
         score = share + self.diversity * jnp.maximum(1 - most, 0)
         return jnp.where(there, score, -jnp.inf)

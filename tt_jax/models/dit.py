@@ -21,10 +21,12 @@ from tt_jax.nn.layers import (
     gelu,
     layer_norm,
     patchify,
+    to_rank,
     unpatchify,
     wide,
 )
 from tt_jax.nn.rope import rotate, rotation
+from tt_jax.settings import sizes
 
 
 class KV(NamedTuple):
@@ -75,7 +77,22 @@ def reader(
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
-    """Sizes of a diffusion transformer; the defaults are those of Wan2.1 T2V 1.3B."""
+    """Sizes of a diffusion transformer; the defaults are those of Wan2.1 T2V 1.3B.
+
+    Args:
+        dim: width of the model.
+        ffn_dim: hidden width of its feed-forward.
+        layers: number of blocks.
+        heads: attention heads.
+        channels: of the latents.
+        patch: side of a token in latents.
+        text_dim: width of the prompts' embeddings.
+        text_len: rows of a prompt's embeddings.
+        freq_dim: width of the sinusoids of a noise level.
+
+    Raises:
+        ValueError: sizes that no transformer has.
+    """
 
     dim: int = 1536
     ffn_dim: int = 8960
@@ -88,10 +105,18 @@ class DiTConfig:
     freq_dim: int = 256
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.dim % self.heads or self.head_dim % 2:
+        sizes(self)
+        if self.dim % self.heads:
             raise ValueError(
                 f"a width of {self.dim} can't be split into {self.heads} heads of an even width."
             )
+        # Pairs of channels are rotated, some for time, for height and for width.
+        if self.head_dim % 2 or self.head_dim < 6:
+            raise ValueError(
+                f"a head's width, dim / heads, must be even and at least 6, not {self.head_dim}."
+            )
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim, sines and cosines, must be even, not {self.freq_dim}.")
 
     @property
     def head_dim(self) -> int:
@@ -173,7 +198,7 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "b f p d"], Any]:
         b, f, p, d = x.shape
         kind = x.dtype
-        m = time + wide(self.modulation[...])
+        m = time + to_rank(wide(self.modulation[...]), 4)
         shift1, scale1, gate1, shift2, scale2, gate2 = (m[:, :, i, None] for i in range(6))
 
         with jax.named_scope("self_attention"):
@@ -229,7 +254,7 @@ class DiT(nnx.Module):
         """Embedding of the noise levels and its six modulations; at least float32."""
         first, second, last = (
             # Each of them has a bias.
-            (wide(part.kernel[...]), wide(part.bias[...]))  # pyright: ignore[reportOptionalSubscript]
+            (wide(part.kernel[...]), to_rank(wide(part.bias[...]), 3))  # pyright: ignore[reportOptionalSubscript]
             for part in (self.time_embedding.fc1, self.time_embedding.fc2, self.time_projection)
         )
         hidden = jax.nn.silu(wide(sinusoid).astype(first[0].dtype) @ first[0] + first[1])
@@ -293,7 +318,7 @@ class DiT(nnx.Module):
             layer = jax.checkpoint(layer)
         x, own = jax.lax.scan(layer, x, (self.blocks, tuple(text), context))
 
-        m = e[:, :, None] + wide(self.head_modulation[...])
+        m = e[:, :, None] + to_rank(wide(self.head_modulation[...]), 4)
         shift, scale = m[:, :, 0, None], m[:, :, 1, None]
         x = self.head((layer_norm(x) * (1 + scale) + shift).astype(x.dtype))
         return unpatchify(x, config.patch, height, width), own

@@ -11,11 +11,27 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from tt_jax.nn.layers import Linear, RMSNorm, gelu, wide, wide_dtype
+from tt_jax.settings import sizes
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of a text encoder. `text_len`: the rows to which every prompt is padded or cut."""
+    """Sizes of a text encoder.
+
+    Args:
+        vocab: number of token ids.
+        dim: width of the model, and of what it returns.
+        attention_dim: width of all heads together.
+        ffn_dim: hidden width of its feed-forward.
+        heads: attention heads.
+        layers: number of blocks.
+        buckets: of relative positions, half of them for either direction.
+        max_distance: tokens from which on all positions share a bucket.
+        text_len: rows to which every prompt is padded or cut.
+
+    Raises:
+        ValueError: sizes that no encoder has.
+    """
 
     vocab: int
     dim: int
@@ -28,9 +44,17 @@ class TextConfig:
     text_len: int = 512
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.attention_dim % self.heads:
+        sizes(self)
+        if self.attention_dim % self.heads:
             raise ValueError(
                 f"a width of {self.attention_dim} can't be split into {self.heads} heads."
+            )
+        if self.buckets < 4 or self.buckets % 2:
+            raise ValueError(f"buckets must be even and at least 4, not {self.buckets}.")
+        if self.max_distance <= self.buckets // 4:
+            raise ValueError(
+                f"max_distance must be more than a quarter of the {self.buckets} buckets, "
+                f"not {self.max_distance}."
             )
 
     @classmethod
@@ -40,11 +64,19 @@ class TextConfig:
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "L L"]:
-    """The bias bucket of every (query, key) pair, int32.
+    """The bias bucket of every (query, key) pair (T5: Raffel et al., 2020, section 2.1).
 
     Keys up to the query use the lower half of the buckets, keys to its right the upper half. In
     each half the first buckets are one distance each; the others grow logarithmically up to
     `max_distance`, beyond which all distances share the last one.
+
+    Args:
+        length: number of tokens L.
+        buckets: number of buckets.
+        max_distance: in tokens.
+
+    Returns:
+        Bucket of query and key, `[L, L]`, int32.
     """
     side = buckets // 2
     exact = side // 2
@@ -128,9 +160,14 @@ class TextEncoder(nnx.Module):
     def __call__(
         self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
     ) -> Float[Array, "B L {self.config.dim}"]:
-        """Embeds token ids, int32; `mask` is True at a prompt's tokens, its end token included.
+        """Embeds prompts.
 
-        In the dtype of the parameters; rows beyond the mask are zeros.
+        Args:
+            ids: token ids `[B, L]`, int32.
+            mask: True at a prompt's tokens, its end token included, `[B, L]`.
+
+        Returns:
+            `[B, L, D]` in the dtype of the parameters; rows beyond the mask are zeros.
         """
         c = self.config
         buckets = relative_buckets(ids.shape[1], c.buckets, c.max_distance)

@@ -6,11 +6,14 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
+from pathlib import Path
 
 import ftfy
 import numpy as np
 import sentencepiece
 from jaxtyping import Bool, Int32
+
+from tt_jax.errors import ModelError
 
 PAD, END, UNKNOWN = 0, 1, 2  # UMT5's special tokens
 
@@ -24,16 +27,25 @@ def clean(prompt: str) -> str:
 class Tokenizer:
     """Cleans prompts and splits them into exactly `text_len` tokens of a sentencepiece model.
 
-    `model`: the model file's bytes, or its path.
+    Args:
+        model: the model file's bytes, or its path.
+        text_len: number of tokens, the end token and padding included.
+
+    Raises:
+        ModelError: there is no such file, or it isn't a sentencepiece model.
     """
 
     def __init__(self, model: bytes | str | PathLike[str], text_len: int) -> None:
         self.text_len = text_len
         self._pieces = sentencepiece.SentencePieceProcessor()
-        if isinstance(model, bytes):
-            self._pieces.LoadFromSerializedProto(model)
-        else:
-            self._pieces.Load(fspath(model))
+        name = "the tokenizer" if isinstance(model, bytes) else fspath(model)
+        try:
+            data = model if isinstance(model, bytes) else Path(model).read_bytes()
+            self._pieces.LoadFromSerializedProto(data)
+        except FileNotFoundError:
+            raise ModelError(f"{name} is missing: convert the model again.") from None
+        except (OSError, RuntimeError, ValueError):  # whose texts are of sentencepiece's source
+            raise ModelError(f"{name} is no tokenizer, or is damaged: convert it again.") from None
 
     @property
     def vocab(self) -> int:
@@ -43,9 +55,14 @@ class Tokenizer:
     def __call__(
         self, prompts: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
-        """Token ids, each prompt's end token included and padded with 0, and where they are valid.
+        """Tokens of prompts. Warns of one that is too long, naming the text that is left out.
 
-        Warns when a prompt is too long, naming the text from which on it is left out.
+        Args:
+            prompts: B texts.
+
+        Returns:
+            Token ids `[B, text_len]`, int32, each prompt's end token included and padded with 0,
+            and where they are valid.
         """
         ids = np.full((len(prompts), self.text_len), PAD, np.int32)
         mask = np.zeros(ids.shape, bool)
@@ -65,11 +82,18 @@ class Tokenizer:
 
 
 def train_sentencepiece(captions: Iterable[str], vocab: int = 512) -> bytes:
-    """Trains a small sentencepiece model with UMT5's special tokens and returns its file's bytes.
+    """Trains a small sentencepiece model with UMT5's special tokens. Deterministic.
 
     Byte pairs are merged until `vocab` pieces are reached or every word is a single piece, so the
     model may have fewer. The 256 bytes are pieces too: any text can be split. Upper case is read
-    as lower case. Deterministic.
+    as lower case.
+
+    Args:
+        captions: texts to learn the pieces from.
+        vocab: number of pieces, at most.
+
+    Returns:
+        The bytes of the model's file.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(

@@ -19,7 +19,8 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from tt_jax.nn.attention import attention
-from tt_jax.nn.layers import Linear, wide
+from tt_jax.nn.layers import Linear, to_rank, wide
+from tt_jax.settings import sizes
 
 Cache = Any  # nested tuples of arrays `[B, frames, H, W, C]`; None at the start of a video
 
@@ -28,8 +29,17 @@ Cache = Any  # nested tuples of arrays `[B, frames, H, W, C]`; None at the start
 class VAEConfig:
     """Sizes of a VAE, and the mean and deviation of its latents; the defaults are Wan2.1's.
 
-    dim_mult: width of each level, times `dim`; between levels space is halved.
-    temporal_downsample: whether time is halved as well, for each step between levels.
+    Args:
+        dim: width of the first level.
+        latent_channels: number of channels C of the latents.
+        dim_mult: width of each level, times `dim`; between levels space is halved.
+        res_blocks: residual blocks of a level of the encoder; the decoder has one more.
+        temporal_downsample: whether time is halved as well, for each step between levels.
+        mean: of each latent channel.
+        std: deviation of each latent channel.
+
+    Raises:
+        ValueError: sizes that no VAE has.
     """
 
     dim: int = 96
@@ -49,10 +59,20 @@ class VAEConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
+        sizes(self)
+        if not self.dim_mult or min(self.dim_mult) < 1:
+            raise ValueError(f"dim_mult needs whole numbers from 1 on, not {self.dim_mult}.")
+        if any(self.dim * m % 2 for m in self.dim_mult[1:]):
+            raise ValueError(
+                "the decoder halves the width of every level but the first: dim x dim_mult must "
+                f"be even, not {self.dim} x {self.dim_mult}."
+            )
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise ValueError("temporal_downsample needs one entry less than dim_mult.")
         if not len(self.mean) == len(self.std) == self.latent_channels:
             raise ValueError("mean and std need one entry for each latent channel.")
+        if min(self.std) <= 0:
+            raise ValueError(f"std, the latents' deviations, must be above 0, not {min(self.std)}.")
 
     @property
     def spatial_stride(self) -> int:
@@ -123,7 +143,8 @@ class Conv(nnx.Module):
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y.reshape(x.shape[0], frames, *y.shape[1:]) + self.bias[...], past
+        y = y.reshape(x.shape[0], frames, *y.shape[1:])
+        return y + to_rank(self.bias[...], y.ndim), past
 
 
 class Norm(nnx.Module):
@@ -136,7 +157,7 @@ class Norm(nnx.Module):
         y = wide(x)
         # The floor of 1e-12 on the length, put on its square: the gradient at 0 stays finite.
         y = y * jax.lax.rsqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24))
-        return y * (x.shape[-1] ** 0.5 * wide(self.scale[...]))
+        return y * to_rank(x.shape[-1] ** 0.5 * wide(self.scale[...]), y.ndim)
 
 
 class ResBlock(nnx.Module):
@@ -393,13 +414,20 @@ class VAE(nnx.Module):
             )
         return video[:, : frames - (frames - 1) % stride]
 
+    def _normal(
+        self, dtype: DTypeLike
+    ) -> tuple[Float[np.ndarray, "1 1 1 1 c"], Float[np.ndarray, "1 1 1 1 c"]]:
+        """Mean and deviation of the latents, channel by channel."""
+        mean, std = (np.asarray(x, dtype) for x in (self.config.mean, self.config.std))
+        return mean[None, None, None, None], std[None, None, None, None]
+
     def _moments(
         self, x: Float[Array, "b t h w c"]
     ) -> tuple[Float[Array, "b t h w c//2"], Float[Array, "b t h w c//2"]]:
         """Normalised mean and log-variance from the encoder's output; at least float32."""
         mean, log_variance = jnp.split(wide(self.to_moments(x)), 2, axis=-1)
-        std = np.asarray(self.config.std, mean.dtype)
-        mean = (mean - np.asarray(self.config.mean, mean.dtype)) / std
+        centre, std = self._normal(mean.dtype)
+        mean = (mean - centre) / std
         # Wan bounds the log-variance before use.
         log_variance = jnp.clip(log_variance, -30, 20) - 2 * np.log(std)
         return mean, log_variance
@@ -408,11 +436,22 @@ class VAE(nnx.Module):
         self, latents: Float[Array, "b t h w c"], cache: Cache = None
     ) -> tuple[Float[Array, "b T H W 3"], Cache]:
         x = wide(latents)
-        x = x * np.asarray(self.config.std, x.dtype) + np.asarray(self.config.mean, x.dtype)
+        mean, std = self._normal(x.dtype)
+        x = x * std + mean
         return self.decoder(self.from_latents(x), cache)
 
     def encode(self, video: Float[Array, "b T H W 3"]) -> Float[Array, "b t h w c"]:
-        """The latents' mean."""
+        """Latents of a video, step by step in time.
+
+        Args:
+            video: `[B, T, H, W, 3]` in [-1, 1]; sides are multiples of `config.spatial_stride`.
+
+        Returns:
+            The latents' mean `[B, t, h, w, C]`, normalised; at least float32.
+
+        Raises:
+            ValueError: a side isn't a multiple.
+        """
         size = self.config.temporal_stride
         x, _ = _stream(self.encoder, self._whole_groups(video), None, size)
         return self._moments(x)[0]
@@ -420,24 +459,54 @@ class VAE(nnx.Module):
     def encode_moments(
         self, video: Float[Array, "b T H W 3"]
     ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
-        """Mean and log-variance of the latents, for training: the whole clip at once."""
+        """Mean and log-variance of the latents, for training: the whole clip at once.
+
+        Args:
+            video: `[B, T, H, W, 3]` in [-1, 1]; sides are multiples of `config.spatial_stride`.
+
+        Returns:
+            Both `[B, t, h, w, C]`, of normalised latents; at least float32.
+
+        Raises:
+            ValueError: a side isn't a multiple.
+        """
         return self._moments(self.encoder(self._whole_groups(video))[0])
 
     def decode(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b T H W 3"]:
-        """The video, clamped to [-1, 1]."""
+        """The video of latents, step by step in time.
+
+        Args:
+            latents: `[B, t, h, w, C]`, normalised.
+
+        Returns:
+            `[B, T, H, W, 3]`, clamped to [-1, 1], in the dtype of the parameters.
+        """
         return self.decode_stream(None, latents)[0]
 
     def decode_raw(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b T H W 3"]:
-        """The video, not clamped, for training: the whole clip at once."""
+        """The video of latents, not clamped, for training: the whole clip at once.
+
+        Args:
+            latents: `[B, t, h, w, C]`, normalised.
+
+        Returns:
+            `[B, T, H, W, 3]` in the dtype of the parameters.
+        """
         return self._decode(latents)[0]
 
     def decode_stream(
         self, cache: Cache, latents: Float[Array, "b n h w c"]
     ) -> tuple[Float[Array, "b N H W 3"], Cache]:
-        """The next frames of a video, clamped to [-1, 1], and the cache for those after them.
+        """The next frames of a video. All parts together are what `decode` makes of the whole, bit
+        for bit.
 
-        `cache` is None at the start: there n latent frames give 1 + stride (n - 1) frames, later
-        stride n. All parts together are what `decode` makes of the whole, bit for bit.
+        Args:
+            cache: what the call before returned; None at the start of a video.
+            latents: `[B, n, h, w, C]`, normalised.
+
+        Returns:
+            The frames `[B, N, H, W, 3]`, clamped to [-1, 1], and the cache for those after them. At
+            the start N = 1 + stride (n - 1), later stride n, of `config.temporal_stride`.
         """
         frames, cache = _stream(self._decode, latents, cache, 1)
         return jnp.clip(frames, -1, 1), cache

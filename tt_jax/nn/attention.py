@@ -1,10 +1,10 @@
 """Attention by the implementation that suits the device, the dtype and the mask."""
 
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from tt_jax.nn.dot_product import xla
@@ -26,13 +26,24 @@ def attention(
     impl: str | None = None,
     bias: Float[Array, " s"] | None = None,
 ) -> Float[Array, "b t n h"]:
-    """Softmax attention, scale 1/sqrt(h), over the keys that `mask` allows (all without one).
+    """Softmax attention, scale 1/sqrt(h).
 
-    impl: "xla" (anywhere), "splash" (TPU) or "cudnn" (NVIDIA); `choice` if not given. The kernels
-        take one mask for all queries of a sample. Where a query may see no key, they differ.
-    bias: added to the logits of each key; "xla" then.
+    Args:
+        q: queries `[B, T, N, H]`.
+        k: keys `[B, S, N, H]`.
+        v: values `[B, S, N, H]`.
+        mask: which keys a query may see, `[B or 1, T or 1, S]`; None for all. Where a query may
+            see none, implementations differ.
+        impl: "xla" (anywhere), "splash" (TPU) or "cudnn" (NVIDIA); what `choice` says if not
+            given, or "xla" with a bias.
+        bias: added to the logits of each key, `[S]`; None for nothing.
 
-    Raises ValueError for a mask that the implementation can't take.
+    Returns:
+        `[B, T, N, H]` in the dtype of the values.
+
+    Raises:
+        ValueError: `impl` is a kernel, and there is a bias, or the mask differs between the
+            queries of a sample.
     """
     if bias is not None:
         if impl not in (None, "xla"):
@@ -51,14 +62,21 @@ def attention(
 def choice(
     q: Float[Array | jax.ShapeDtypeStruct, "b t n h"],
     k: Float[Array | jax.ShapeDtypeStruct, "b s n h"],
-    mask: Bool[Array, "#b #t s"] | None = None,
+    mask: Bool[Array | jax.ShapeDtypeStruct, "#b #t s"] | None = None,
 ) -> Choice:
-    """Which implementation `attention` takes for these shapes, and why.
+    """Which implementation `attention` takes, and why.
 
-    The device is that of the mesh set by `jax.set_mesh`, else JAX's default. Arrays may be
-    abstract (`jax.ShapeDtypeStruct`).
+    Args:
+        q: queries `[B, T, N, H]`. Where they are decides; where they are nowhere, since a program
+            is traced or they are abstract (`jax.ShapeDtypeStruct`), the mesh set by
+            `jax.set_mesh`, and without one JAX's default device.
+        k: keys `[B, S, N, H]`.
+        mask: which keys a query may see, `[B or 1, T or 1, S]`; None for all.
+
+    Returns:
+        The name of the implementation, and the reason in words.
     """
-    platform, kind, capability = _device()
+    platform, kind, capability = _device(q)
     width, dtype = q.shape[-1], jnp.dtype(q.dtype)
     if platform not in ("tpu", "gpu", "cuda"):
         return Choice("xla", f"a {platform} has no kernel of its own")
@@ -77,16 +95,20 @@ def choice(
     return Choice("cudnn", f"{kind}, {dtype}, head width {width}")
 
 
-def _device() -> tuple[str, str, float]:
-    """Platform and kind of the device that a program is traced for; CUDA's compute capability."""
+def _device(x: Any) -> tuple[str, str, float]:
+    """Platform and kind of the device that has `x`, or that a program is traced for; CUDA's
+    compute capability."""
     mesh = jax.sharding.get_abstract_mesh()
     # JAX's options become attributes when it is imported.
     default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    if not mesh.empty:
+    if isinstance(x, jax.Array) and not isinstance(x, Tracer):
+        device = next(iter(x.devices()))
+    elif not mesh.empty and mesh.abstract_device is not None:
         device = mesh.abstract_device
     elif default is None or isinstance(default, str):
         device = jax.devices(default)[0]
     else:
         device = default
-    capability = getattr(jax.devices()[0], "compute_capability", 0)
+    known = device if hasattr(device, "compute_capability") else jax.devices()[0]
+    capability = getattr(known, "compute_capability", 0)
     return device.platform, device.device_kind, float(capability)

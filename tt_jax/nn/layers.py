@@ -4,7 +4,7 @@ norms and softmax run in at least float32 (by promotion, so that float64 weights
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, DTypeLike, Float, Shaped
 
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -12,9 +12,17 @@ def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
-def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def wide(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """`x` in at least float32: the precision of norms, softmax, rotation and modulation."""
     return x.astype(wide_dtype(x.dtype))
+
+
+def to_rank(x: Shaped[Array, "*s"], rank: int) -> Shaped[Array, "*r"]:
+    """`x` with axes of size one in front, `rank` axes in all: broadcasting that is asked for.
+
+    (JAX does the same unasked, but for people who run with `jax_numpy_rank_promotion="raise"`.)
+    """
+    return jnp.expand_dims(x, tuple(range(rank - x.ndim)))
 
 
 class Linear(nnx.Module):
@@ -30,7 +38,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*s i"]) -> Float[Array, "*s o"]:
         y = x.astype(self.kernel.dtype) @ self.kernel[...]
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + to_rank(self.bias[...], y.ndim)
 
 
 class RMSNorm(nnx.Module):
@@ -43,7 +51,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
         y = wide(x)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * wide(self.scale[...])).astype(x.dtype)
+        return (y * to_rank(wide(self.scale[...]), y.ndim)).astype(x.dtype)
 
 
 def layer_norm(x: Float[Array, "*s d"], eps: float = 1e-6) -> Float[Array, "*s d"]:
@@ -61,7 +69,8 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((dim,), dtype))
 
     def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
-        return layer_norm(x) * wide(self.scale[...]) + wide(self.bias[...])
+        scale, bias = (to_rank(wide(part[...]), x.ndim) for part in (self.scale, self.bias))
+        return layer_norm(x) * scale + bias
 
 
 def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:

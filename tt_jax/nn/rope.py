@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from tt_jax.nn.layers import wide, wide_dtype
+from tt_jax.nn.layers import to_rank, wide, wide_dtype
 
 THETA = 10000.0
 FRAME_TABLE = 4096  # a frame index is split into a remainder and a multiple of this
@@ -102,7 +102,8 @@ def rotate(
     by: cosines and sines `[t, pairs]`, or as `x` is shaped, an axis of heads included.
     """
     kind = wide_dtype(x.dtype)  # which under x64 that of the tables isn't
-    cos, sin = ((part[:, None] if part.ndim == 2 else part).astype(kind) for part in by)
+    by = tuple(part[:, None] if part.ndim == 2 else part for part in by)
+    cos, sin = (to_rank(part.astype(kind), x.ndim) for part in by)
     if x.dtype != wide_dtype(x.dtype):
         # Of 16 bits, the channels of a pair change places in a product, exactly, since each of its
         # sums has one term. On a TPU, moving them about takes eight times as long.

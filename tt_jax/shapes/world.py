@@ -168,10 +168,10 @@ def positions(thing: Object, frames: int, start: int = 0) -> Float[np.ndarray, "
 
 def distance(
     shape: str,
-    radius: float | Float[np.ndarray, "..."],
-    x: Float[np.ndarray, "..."],
-    y: Float[np.ndarray, "..."],
-) -> Float[np.ndarray, "..."]:
+    radius: float | Float[np.ndarray, "*#s"],
+    x: Float[np.ndarray, "*#s"],
+    y: Float[np.ndarray, "*#s"],
+) -> Float[np.ndarray, "*s"]:
     """Signed distance in pixels from the outline (negative inside), x and y from the centre."""
     if shape == "circle":
         return np.sqrt(x * x + y * y) - radius

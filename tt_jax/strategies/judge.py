@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tt_jax.cache import buffer
+from tt_jax.contracts import checked
 from tt_jax.strategies.state import Record, State, sample_keys
 from tt_jax.trim import drift as measure
 from tt_jax.trim.tokentrim import TokenTrim
@@ -96,7 +97,7 @@ def judge(
         grid = (x0.shape[2] // patch, x0.shape[3] // patch)
         drift = trim.measure(tokens, state.summary, context.tokens, context.valid, grid)
         severity = measure.severity(drift, count)
-        return Attempt(x0, measure.summary(tokens), drift, severity, valid, dropped)
+        return checked(Attempt(x0, measure.summary(tokens), drift, severity, valid, dropped))
 
     first = kept = attempt(context.valid, jnp.zeros_like(context.valid), noise)
     threshold, tested = statistics.threshold(trim.lam, trim.warmup)
@@ -142,4 +143,4 @@ def judge(
         seen=jnp.ones((), bool),
         statistics=statistics.update(jax.lax.stop_gradient(kept.severity), measured),
     )
-    return kept, record, state
+    return kept, checked(record), checked(state)

@@ -220,7 +220,7 @@ class RollingForcing:
             # Always true, which XLA can't know: an attempt is a program of its own, the same bit
             # for bit whatever surrounds it (in Self Forcing the scan over the steps is).
             shape = (noise.shape[1], self.pass_frames, *noise.shape[3:])
-            nothing = jnp.zeros(shape, noise.dtype)
+            nothing = jnp.zeros_like(noise, shape=shape)
             return jax.lax.cond(state.chunk >= 0, window, lambda *_: nothing, valid, noise)
 
         redraw = partial(self.noise, state, noise.shape[1:])
@@ -263,7 +263,7 @@ class RollingForcing:
 
         # One level for each block of the window, the newest the noisiest.
         levels = np.repeat(np.array(warp(self.steps, self.shift))[::-1], size)
-        sinusoid = jnp.asarray(time_sinusoid(levels[None]))
+        sinusoid = jnp.asarray(time_sinusoid(levels[None], dit.config.freq_dim))
         newest = jnp.zeros_like(flight.x0[:, :size])
         x0 = jnp.concatenate([flight.x0, newest], axis=1)
         sigma = jnp.asarray(levels, x0.dtype)[None, :, None, None, None]
@@ -303,7 +303,7 @@ class RollingForcing:
         attended = context.frame >= state.frame + self.chunk - SPAN
         own = self.chunk * context.valid.shape[2]
         mask = buffer.attention_mask(context.valid & attended[None, :, None], own)
-        sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, self.chunk))))
+        sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, self.chunk)), dit.config.freq_dim))
         _, kv = dit(
             x0, sinusoid, text, frames, context.keys_values, mask,
             positions=context.frame, remat=remat,

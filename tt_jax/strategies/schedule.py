@@ -75,6 +75,10 @@ def time_sinusoid(
 
     The timestep is rounded to float32, as the originals store it; the angle is float64, since in
     float32 it alone would cost 4e-6 of the model's output.
+
+    Args:
+        sigma: noise levels in [0, 1].
+        width: of a sinusoid, the transformer's `config.freq_dim`.
     """
     half = width // 2
     frequency = 10000.0 ** (-np.arange(half, dtype=np.float64) / half)

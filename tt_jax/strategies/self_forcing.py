@@ -132,7 +132,9 @@ class SelfForcing:
         """Steps `first .. stop - 1` of the schedule; returns x0."""
         size = x0.shape[1]
         levels = np.array(warp(self.steps, self.shift))
-        sinusoids = time_sinusoid(np.repeat(levels[:, None, None], size, axis=2))
+        sinusoids = time_sinusoid(
+            np.repeat(levels[:, None, None], size, axis=2), dit.config.freq_dim
+        )
 
         def denoise(x0: Array, sigma: Array, sinusoid: Array, noise: Array, active: Array) -> Array:
             def predict(noisy: Array) -> Array:
@@ -166,7 +168,7 @@ class SelfForcing:
         """Appends accepted frames to the context, by one pass at noise level 0."""
         size = x0.shape[1]
         tokens = measure.frame_tokens(x0, dit.config.patch)
-        sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, size))))
+        sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, size)), dit.config.freq_dim))
         _, own = self._pass(dit, text, state, state.context.valid, x0, sinusoid, remat)
         frames = state.frame + jnp.arange(size, dtype=jnp.int32)
         context = self.policy.accept(state.context, own, tokens, frames)
@@ -207,7 +209,9 @@ class SelfForcing:
 
         def encode(tokens: Float[Array, "b f p d"], past: Any, read: Read) -> Any:
             latents = unpatchify(tokens, patch, *grid)
-            sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, tokens.shape[1]))))
+            sinusoid = jnp.asarray(
+                time_sinusoid(np.zeros((1, tokens.shape[1])), dit.config.freq_dim)
+            )
             return dit(latents, sinusoid, text, None, past, read=read)[1]
 
         side = (grid[0] // patch, grid[1] // patch)
@@ -251,7 +255,7 @@ class SelfForcing:
         measured = 1 if trim.when == "first_step" else len(self.steps)
         shape = noise.shape[1:]
         level = warp(self.steps, self.shift)[0]
-        sinusoid = jnp.asarray(time_sinusoid(np.full((1, self.chunk), level)))
+        sinusoid = jnp.asarray(time_sinusoid(np.full((1, self.chunk), level), dit.config.freq_dim))
 
         def first(past: Any, read: Read) -> Any:
             return dit(level * noise[0], sinusoid, text, None, past, read=read)[1]
@@ -261,7 +265,7 @@ class SelfForcing:
         state = dataclasses.replace(state, context=context)
 
         def denoise(valid: Array, noise: Array) -> Array:
-            x0 = jnp.zeros(shape, noise.dtype)
+            x0 = jnp.zeros_like(noise[0])
             return self._denoise(dit, text, state, valid, x0, noise, 0, measured, remat)
 
         redraw = partial(self.noise, state, shape)

@@ -9,9 +9,11 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
 from tt_jax.cache import buffer
 from tt_jax.cache.buffer import Context
+from tt_jax.contracts import checked
 from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.nn.layers import wide_dtype
 from tt_jax.settings import whole
+from tt_jax.sharding import first_sample
 from tt_jax.trim.drift import Statistics
 from tt_jax.trim.tokentrim import TokenTrim
 
@@ -177,7 +179,7 @@ def empty_state(
         sink=sink,
         dtype=dit.head.kernel.dtype,
     )
-    return State(
+    state = State(
         context=context,
         summary=jnp.zeros((batch, *context.tokens.shape[2:]), context.tokens.dtype),
         seen=jnp.zeros((), bool),
@@ -187,6 +189,7 @@ def empty_state(
         key=key,
         origin=origin(dit, strategy, batch, grid),
     )
+    return checked(state)
 
 
 def origin(dit: DiT, strategy: Any, batch: int, grid: tuple[int, int]) -> Origin:
@@ -215,12 +218,12 @@ def random_key(seed: int) -> Key[Array, ""]:
 
 
 def sample_keys(key: Key[Array, ""], chunk: Int[Array, ""], batch: int) -> Key[Array, " b"]:
-    """`fold_in(fold_in(key, b), chunk)` for every sample b of `batch`."""
+    """`fold_in(fold_in(key, b), chunk)` for every sample b of the whole batch that is here."""
 
     def one(sample: Array) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.fold_in(key, sample), chunk)
 
-    return jax.vmap(one)(jnp.arange(batch, dtype=jnp.int32))
+    return jax.vmap(one)(first_sample(batch) + jnp.arange(batch, dtype=jnp.int32))
 
 
 def draw_noise(

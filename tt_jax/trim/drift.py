@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from tt_jax.contracts import checked
 from tt_jax.nn.layers import patchify, wide
 
 
@@ -118,7 +119,7 @@ def novelty(
         closer = value < score
         return (jnp.where(closer, candidate, nearest), jnp.where(closer, value, score)), None
 
-    start = (jnp.zeros_like(new), jnp.broadcast_to(nowhere, (*new.shape[:2], 1)))
+    start = (jnp.zeros_like(new), jnp.full_like(new[..., :1], nowhere))
     slots = (jnp.moveaxis(context, 1, 0), jnp.moveaxis(valid, 1, 0))
     (nearest, _), _ = jax.lax.scan(look, start, slots)
     # Again as a difference: the expanded square has lost the digits of what is close.
@@ -214,4 +215,4 @@ class Statistics:
         step = jnp.where(measured, value - self.mean, 0.0)
         mean = self.mean + step / self._at_least_one(count)
         squares = self.squares + step * jnp.where(measured, value - mean, 0.0)
-        return Statistics(count, mean, squares)
+        return checked(Statistics(count, mean, squares))
