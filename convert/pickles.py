@@ -62,6 +62,8 @@ def read_torch(path: Path) -> Mapping[tuple[str, ...], Mapping[str, Tensor]]:
         BadInput: torch isn't installed, the file is damaged, holds no tensors or some that numpy
             can't hold, or wants to run code.
     """
+    if _archive_of_others(path):
+        raise BadInput([f"{path} is a zip archive: unpack it, and give what was in it."])
     try:
         import torch
     except ImportError:
@@ -112,8 +114,6 @@ def _load(torch: Any, path: Path) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals(ignored):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-    except BadInput:
-        raise
     except Exception as error:  # a damaged pickle can raise anything
         text = str(error).split("WeightsUnpickler error:")[-1]
         reason = next((line.strip() for line in text.splitlines() if line.strip()), None)
@@ -125,6 +125,15 @@ def _load(torch: Any, path: Path) -> Any:
         raise BadInput([f"{path} {what}: {reason}"]) from None
 
 
+def _archive_of_others(path: Path) -> bool:
+    """Whether it is a zip file, but none of torch's."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith("data.pkl") for name in archive.namelist())
+    except Exception:  # a damaged one can raise anything, and is reported as that
+        return False
+
+
 def _check_archive(path: Path) -> None:
     """Checks that every member lies where the directory says.
 
@@ -132,13 +141,10 @@ def _check_archive(path: Path) -> None:
     length in that header would move all values.
 
     Raises:
-        BadInput: It is an archive of something else.
         zipfile.BadZipFile, OSError: It is damaged.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         members = sorted(archive.infolist(), key=lambda member: member.header_offset)
-        if not any(member.filename.endswith("data.pkl") for member in members):
-            raise BadInput([f"{path} is a zip archive: unpack it, and give what was in it."])
         ends = [*(member.header_offset for member in members[1:]), archive.start_dir]
         for member, end in zip(members, ends, strict=True):
             archive.open(member).close()  # compares the header with the directory
