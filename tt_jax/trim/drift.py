@@ -11,7 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Num
 
 from tt_jax.contracts import checked
 from tt_jax.nn.layers import patchify, wide
@@ -183,7 +183,7 @@ class Statistics:
         return jnp.maximum(count, 1).astype(self.mean.dtype)
 
     def threshold(
-        self, lam: float | Float[Array, ""], warmup: int
+        self, lam: float | Num[Array, ""], warmup: int
     ) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
         """What the next severity is compared with: mean + lam deviation (equation 5).
 
