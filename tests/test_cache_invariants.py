@@ -23,6 +23,7 @@ from tt_jax.cache import (
     RollingSink,
     TetherCache,
     Window,
+    buffer,
 )
 from tt_jax.models.dit import DiTConfig
 
@@ -103,44 +104,55 @@ def test_1_one_compilation_and_states_of_one_shape(policy):
 
 @every_policy
 def test_2_what_may_not_be_read_has_no_influence(policy):
-    """Large values in dropped and empty entries, of buffer and archive, change nothing."""
+    """Large values in dropped and empty entries, of buffer and archive, change nothing: neither the
+    chunk, nor what is averaged or stored when it is accepted."""
     for part in chunks(policy)[2:CHUNKS:2]:
-        clean = next_chunk(policy, part.state)
         context = part.state.context
-        context = poisoned(context, ~context.valid)
-        memory = context.memory
-        if isinstance(policy, RollingSink):
-            memory = poisoned_parts(memory, ~memory["valid"])
-        elif isinstance(policy, RelaxForcing):
-            archive = memory["archive"]
-            memory = memory | {"archive": poisoned(archive, ~archive.valid)}
-        elif isinstance(policy, TetherCache | DeepForcing):
-            lost = ~memory["kept"].reshape(*memory["kept"].shape[:2], -1)[..., None, None]
-            places = slice(policy.sink * PLACES, policy.sink * PLACES + lost.shape[2])
-            k, v = (
-                getattr(context, n).at[:, :, places].set(
-                    jnp.where(lost, 100.0, getattr(context, n)[:, :, places])
-                )
-                for n in "kv"
-            )  # fmt: skip
-            context = dataclasses.replace(context, k=k, v=v)
-        context = dataclasses.replace(context, memory=memory)
-        got = next_chunk(policy, dataclasses.replace(part.state, context=context))
-        np.testing.assert_array_equal(got.latents, clean.latents)
-        after = next_chunk(policy, got.state), next_chunk(policy, clean.state)
-        np.testing.assert_array_equal(after[0].latents, after[1].latents)
-    assert any(bool((~part.state.context.valid).any()) for part in chunks(policy)[3:])
+        may = buffer.prunable(context, False)[:, None] & (jnp.arange(PLACES) == 1)
+        context = dataclasses.replace(context, valid=context.valid & ~may)
+        assert bool(may.any()) and not bool(context.valid.all())
+        got = [
+            next_chunk(policy, dataclasses.replace(part.state, context=one), lam=1e9)
+            for one in (context, poisoned(policy, context, may))
+        ]
+        got += [next_chunk(policy, one.state, lam=1e9) for one in got]
+        for clean, poison in (got[:2], got[2:]):
+            np.testing.assert_array_equal(poison.latents, clean.latents)
 
 
-def poisoned(context, hidden):
-    parts = {"k": context.k, "v": context.v, "tokens": context.tokens}
-    return dataclasses.replace(context, **poisoned_parts(parts, hidden))
+def poisoned(policy, context, may):
+    """With 100 in everything that may not be read, `may` among it."""
+    memory = context.memory
+    hidden = (~context.valid).reshape(1, len(context.valid), -1)
+    if isinstance(policy, RollingSink):
+        here = context.frame == jnp.arange(len(context.frame))  # frames that are themselves
+        lost = ~memory["valid"] | (here[:, None] & may)
+        memory = memory | filled(memory["k"], memory["v"], lost.reshape(1, len(lost), -1))
+    elif isinstance(policy, RelaxForcing):
+        archive = memory["archive"]
+        newest = archive.frame == jnp.max(archive.frame)
+        lost = ~archive.valid | (newest[:, None] & (jnp.arange(PLACES) == 1))
+        lost = lost.reshape(1, len(lost), -1)
+        archive = dataclasses.replace(archive, **filled(archive.k, archive.v, lost))
+        memory = memory | {"archive": archive}
+    elif isinstance(policy, TetherCache | DeepForcing):
+        # Each layer's own; Deep Forcing's by the places that its tokens come from.
+        kept = memory["kept"].reshape(*memory["kept"].shape[:2], -1)
+        lost = ~kept
+        if isinstance(policy, DeepForcing):
+            lost = lost | (memory["place"] == 1)
+        else:
+            start = policy.sink * PLACES
+            lost = lost | hidden[:, :, start : start + kept.shape[2]]
+        hidden = jnp.broadcast_to(hidden, (len(kept), *hidden.shape[1:]))
+        start = policy.sink * PLACES
+        hidden = hidden.at[:, :, start : start + kept.shape[2]].set(lost)
+    return dataclasses.replace(context, **filled(context.k, context.v, hidden), memory=memory)
 
 
-def poisoned_parts(parts, hidden):
-    rows = hidden.reshape(len(hidden), -1)[None, ..., None, None]
-    new = {name: jnp.where(rows, 100.0, parts[name]) for name in "kv"}
-    return {**parts, **new}
+def filled(k, v, hidden):
+    rows = hidden[..., None, None]
+    return {"k": jnp.where(rows, 100.0, k), "v": jnp.where(rows, 100.0, v)}
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from tt_jax.cache import (
     Window,
 )
 from tt_jax.models.dit import DiTConfig
+from tt_jax.strategies.switch import switch
 
 pytestmark = pytest.mark.parity
 
@@ -63,11 +64,7 @@ def run(dit, arrays, policy, parity_record, switches=None):
             prompt, how = switches[chunk]
             text = jnp.asarray(arrays[f"prompt_embeds.{prompt}"])
             name = f"{policy!r}, {how}"
-            state = jax.jit(
-                lambda text, state, how=how: strategy.switch(
-                    dit, dit.encode_text(text), state, GRID, how
-                )
-            )(text, state)
+            state = switch(dit, text, state, grid=GRID, strategy=strategy, how=how)
         out = rollout(
             dit, text, jax.random.key(0), chunks=1, grid=GRID, strategy=strategy,
             trim=TokenTrim.off(), noise=noise[None], state=state,

@@ -190,21 +190,11 @@ class SelfForcing:
         past, read = self.policy.read(state.context, valid, state.frame, size, grid)
         return dit(latents, sinusoid, text, None, past, read=read, remat=remat)
 
-    def switch(
-        self, dit: DiT, text: KV, state: State, grid: tuple[int, int], how: str | None = None
-    ) -> State:
+    def switch(self, dit: DiT, text: KV, state: State, grid: tuple[int, int], how: str) -> State:
         """The state as the next chunk finds it under another prompt, `text`.
 
-        grid: the latents' height and width. how: one of the cache policy's `switches`, its first if
-            not given.
-
-        Raises ValueError for one that the policy doesn't have.
+        grid: the latents' height and width. how: one of the cache policy's `switches`.
         """
-        policy = self.policy
-        how = policy.switches[0] if how is None else how
-        if how not in policy.switches:
-            names = ", ".join(policy.switches)
-            raise ValueError(f"{policy} has no switch {how!r}: give one of {names}.")
         patch = dit.config.patch
 
         def encode(tokens: Float[Array, "b f p d"], past: Any, read: Read) -> Any:
@@ -215,7 +205,7 @@ class SelfForcing:
             return dit(latents, sinusoid, text, None, past, read=read)[1]
 
         side = (grid[0] // patch, grid[1] // patch)
-        context = policy.switch(state.context, state.frame, how, encode, side)
+        context = self.policy.switch(state.context, state.frame, how, encode, side)
         return dataclasses.replace(state, context=context)
 
     def condition(
