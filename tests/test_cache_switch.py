@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from models import random_dit
 
-from tt_jax import RollingForcing, SelfForcing, TokenTrim, rollout
+from tt_jax import RollingForcing, SelfForcing, Switch, TokenTrim, rollout, stream, switch
 from tt_jax._rollout import _rollout
 from tt_jax.cache import InfinityRope, LongLive, MemRope, Window
 from tt_jax.models.dit import DiTConfig
-from tt_jax.strategies.switch import _switch, switch, switches
+from tt_jax.strategies.switch import _switch, switches
 
 GRID = (4, 4)
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=4, text_dim=8, text_len=4)
@@ -88,6 +88,34 @@ def test_a_cut_lasts_one_chunk():
         ).state
     np.testing.assert_array_equal(at[0], [45, 46, 47])
     np.testing.assert_array_equal(at[1], [3, 4, 5])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a script", "a live page"])
+def test_a_stream_with_a_script(known):
+    """The script known beforehand, or asked for chunk by chunk."""
+    strategy = SelfForcing(cache=InfinityRope(9), steps=(1000, 500))
+    want = play(strategy, [(1, 2), (2, 2)], "cut")
+    script, asked = {2: Switch(prompt(2), "cut")}, []
+
+    def ask(index):
+        asked.append(index)
+        return script.get(index)
+
+    parts = stream(
+        dit(), prompt(1), jax.random.key(0), chunks=4, grid=GRID, strategy=strategy,
+        trim=TokenTrim.off(), script=script if known else ask,
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.stack([part.latents for part in parts]), want)
+    assert asked == ([] if known else [0, 1, 2, 3])
+
+
+def test_a_prompt_of_another_shape_is_refused():
+    parts = stream(
+        dit(), prompt(1), jax.random.key(0), chunks=1, grid=GRID, strategy=SelfForcing(window=9),
+        script={0: Switch(prompt(2)[:, :3])},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="chunk 0's prompt must be"):
+        next(parts)
 
 
 def test_what_a_policy_does_not_have_is_refused():

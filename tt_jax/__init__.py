@@ -10,6 +10,7 @@ The rollout as a function of arrays:
 
     rollout         latents chunk by chunk, jitted, with a record of each chunk: a `Rollout`
     stream          the same, each chunk as soon as it is finished
+    switch          a state under another prompt; `Switch`, one within a stream
     lower           the program of a rollout, for devices that needn't be here
     Rollout         latents, the record of each chunk (drift, severity, threshold, triggered, ...),
                     state
@@ -25,8 +26,9 @@ What it is made with, all of them frozen dataclasses:
 What can go wrong: ModelError (a folder that can't be used), NonFiniteError (a chunk that isn't
 finite); a request that can't be is a ValueError of one sentence.
 
-Further rooms: `trim` (pruning policies, drift), `media` and `plots` (files and pictures),
-`planning` (whether a run fits), `evaluate` (measures of a video file), `lab` (experiments);
+Further rooms: `cache` (policies: what is kept of the past and how it is read), `trim` (pruning
+policies, drift), `media` and `plots` (files and pictures), `planning` (whether a run fits),
+`evaluate` (measures of a video file), `lab` (experiments);
 `convert`, a package of its own, reads published checkpoints.
 
 Arrays are channels-last: latents `[batch, frame, height, width, channel]`, float32. Prompt
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from tt_jax.strategies.presets import preset
     from tt_jax.strategies.rolling_forcing import RollingForcing
     from tt_jax.strategies.self_forcing import SelfForcing
+    from tt_jax.strategies.switch import Switch, switch
     from tt_jax.trim.tokentrim import TokenTrim
 
 __version__ = "0.1.0"
@@ -60,6 +63,7 @@ _ORIGIN = {
     "RollingForcing": "strategies.rolling_forcing",
     "Rollout": "_rollout",
     "SelfForcing": "strategies.self_forcing",
+    "Switch": "strategies.switch",
     "TokenTrim": "trim.tokentrim",
     "Video": "pipeline",
     "VideoState": "pipeline",
@@ -69,6 +73,7 @@ _ORIGIN = {
     "preset": "strategies.presets",
     "rollout": "_rollout",
     "stream": "_rollout",
+    "switch": "strategies.switch",
 }
 
 __all__ = [
@@ -80,6 +85,7 @@ __all__ = [
     "RollingForcing",
     "Rollout",
     "SelfForcing",
+    "Switch",
     "TokenTrim",
     "Video",
     "VideoState",
@@ -89,6 +95,7 @@ __all__ = [
     "preset",
     "rollout",
     "stream",
+    "switch",
 ]
 
 

@@ -1,7 +1,7 @@
 """The rollout: one jitted `lax.scan` over chunks, and the state it carries."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from tt_jax.sharding import abstractly, automatic, constrain, per_device
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.strategies.state import Record, State, latents_dtype, origin
+from tt_jax.strategies.switch import Switch, switch
 from tt_jax.trim.tokentrim import TokenTrim
 
 Strategy = SelfForcing | RollingForcing
@@ -264,6 +265,7 @@ def stream(
     trim: TokenTrim | None = None,
     initial: Float[Array, "b given h w c"] | None = None,
     state: State | None = None,
+    script: Mapping[int, Switch] | Callable[[int], Switch | None] | None = None,
 ) -> Iterator[Rollout]:
     """The chunks of a `rollout`, each as soon as it is finished.
 
@@ -281,12 +283,15 @@ def stream(
         trim: `TokenTrim()` if not given.
         initial: latent frames to start from.
         state: to continue from.
+        script: where the prompt changes: for the number of a chunk of this stream, from 0, another
+            prompt. A function is asked right before a chunk is made.
 
     Yields:
         A `Rollout` of one chunk.
 
     Raises:
-        ValueError: like `rollout`, when the first chunk is asked for.
+        ValueError: like `rollout`, when the first chunk is asked for; for a prompt of another
+            shape, or a switch that the strategy doesn't have, at its chunk.
     """
     strategy = SelfForcing() if strategy is None else strategy
     trim = TokenTrim() if trim is None else trim
@@ -299,6 +304,15 @@ def stream(
     state = _start(graph, params, text, key, grid, strategy, trim, given, state, False)
     resume = state
     for index in range(chunks + strategy.lag):
+        change = None
+        if script is not None and index < chunks:
+            change = script(index) if callable(script) else script.get(index)
+        if change is not None:
+            if change.text.shape != text.shape:
+                was, now = list(text.shape), list(change.text.shape)
+                raise ValueError(f"chunk {index}'s prompt must be {was} like the first, not {now}.")
+            text = jnp.asarray(change.text)
+            state = switch(dit, text, state, grid=grid, strategy=strategy, how=change.how)
         if index == chunks:
             assert not isinstance(strategy, SelfForcing)
             state = strategy.close(state)

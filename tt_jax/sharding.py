@@ -40,7 +40,10 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"context/(memory/)?(archive/)?[kv]", PartitionSpec(None, "data", None, "tensor", None)),
     (r"context/memory/query", PartitionSpec(None, "data", "tensor")),
     (r"context/memory/(place|time|kept|count)", PartitionSpec(None, "data")),
-    (r"context/(memory/)?(archive/)?(tokens|valid)|summary|statistics/\w+|flight/x0", PartitionSpec("data")),
+    (
+        r"context/(memory/)?(archive/)?(tokens|valid)|summary|statistics/\w+|flight/x0",
+        PartitionSpec("data"),
+    ),
 )
 
 Attend = Callable[..., Float[Array, "b t n h"]]

@@ -1,7 +1,7 @@
 """A new prompt within a video: what becomes of the cache at the border between two chunks."""
 
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 from flax import nnx
@@ -12,6 +12,18 @@ from tt_jax.sharding import constrain
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.strategies.state import State
+
+
+class Switch(NamedTuple):
+    """Another prompt from a chunk on.
+
+    Attributes:
+        text: its embeddings, `[B, text_len, text_dim]`.
+        how: what becomes of the cache, one of `switches(strategy)`; the first if None.
+    """
+
+    text: Float[Array, "b l e"]
+    how: str | None = None
 
 
 def switches(strategy: SelfForcing | RollingForcing) -> tuple[str, ...]:
