@@ -220,7 +220,7 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         ),
         (["generate", "caf\udce9"], r"'caf\udce9' isn't UTF-8"),
         (["generate", "x", "--out", "caf\udce9"], r"'caf\udce9' isn't UTF-8"),
-        (["generate", "x", "--seed", str(2**32)], "a seed is between"),
+        (["generate", "x", "--seed", str(2**64)], "a seed is between"),
         (["generate", "x", "--seed", "1e3"], "invalid seed value"),
         (["generate", "x", "--out", "clip.webm"], "videos are written as .mp4, or give a folder"),
         (["generate", "x", "--out", "sub/foo.AVI"], "videos are written as .mp4, or give a folder"),
@@ -521,7 +521,7 @@ def interrupt(tiny_model, tmp_path, when, seconds, wrapper=("-m", "tt_jax")):
     _, err = process.communicate(timeout=60)
     # On a busy machine, libraries may have complained of its slowness before.
     assert process.returncode == 130 and "Traceback" not in err
-    assert err.endswith("tt-jax: interrupted.\n") and err.count("tt-jax:") == 1
+    assert err.endswith("tt-jax: interrupted.\n") and err.count("interrupted") == 1
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         "`python -m convert` has made",
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the video")
-    parser.add_argument("--seed", type=seed, default=0, help="of all noise, from 0 to 2^32 - 1")
+    parser.add_argument("--seed", type=seed, default=0, help="of all noise, from 0 to 2^64 - 1")
     parser.add_argument("--batch", type=positive, default=1, help="videos made at once")
     parser.add_argument("--size", type=size, help="like 832x480 (default: the model's own)")
     parser.add_argument("--init", type=Path, metavar="FILE", help="start from a picture or video")
@@ -82,9 +82,9 @@ def add_request(parser: argparse.ArgumentParser) -> None:
 
 
 def seed(text: str) -> int:
-    """Type of --seed: 32 bits."""
-    if not 0 <= int(text) < 2**32:
-        raise argparse.ArgumentTypeError(f"a seed is between 0 and {2**32 - 1}, not {text}")
+    """Type of --seed: 64 bits."""
+    if not 0 <= int(text) < 2**64:
+        raise argparse.ArgumentTypeError(f"a seed is between 0 and {2**64 - 1}, not {text}")
     return int(text)
 
 

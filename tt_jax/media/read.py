@@ -95,7 +95,8 @@ def read_clip(path: Path | str, size: tuple[int, int], limit: int) -> Clip:
         fitted.append(np.asarray(ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)))
         if len(fitted) == limit:
             break
-    return Clip(np.stack(fitted), own, source.fps and float(source.fps))
+    fps = None if source.fps is None else float(source.fps)
+    return Clip(np.stack(fitted), own, fps)
 
 
 def open_video(path: Path) -> tuple[Fraction, float | None]:
@@ -127,15 +128,14 @@ def read_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     fps, _ = open_video(path)
     count, last = 0, None
     for frame in open_source(path).decode():
-        early = frame.start * fps - count
-        if early < -SLACK:
+        if frame.start * fps - count < -SLACK:
             continue
-        for _ in range(round(early) if early > SLACK and last else 0):
+        while last is not None and frame.start * fps - count > SLACK:
             yield np.asarray(last.image)
             count += 1
         yield np.asarray(frame.image)
         count, last = count + 1, frame
-    while last and last.end * fps - count > SLACK:
+    while last is not None and last.end * fps - count > SLACK:
         yield np.asarray(last.image)
         count += 1
 
