@@ -37,9 +37,15 @@ def settings(value: Any) -> dict[str, Any]:
 
 
 def chunks(video: Video, sample: int) -> list[dict[str, Any]]:
-    """One row per chunk of a sample: its number from 1, its seconds, and TokenTrim's numbers.
+    """Tells what TokenTrim saw and did in each chunk.
 
-    `dropped` is the share of the tokens that an intervention dropped. What has no value is None.
+    Args:
+        video: whose.
+        sample: which of the batch.
+
+    Returns:
+        One row per chunk: its number from 1, its seconds, and TokenTrim's numbers; "dropped" is the
+        share of the tokens that an intervention dropped. What has no value is None.
     """
     numbers = video.rollout.numbers()
     record = {name: numbers[name][sample] for name in NUMBERS}

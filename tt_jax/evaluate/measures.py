@@ -35,15 +35,21 @@ Flow = Callable[[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]], float]
 class Measures:
     """What was measured of one video.
 
-    temporal_flickering: per cent; 100 for a still. (VBench's: 255 minus the mean absolute
-        difference of neighbouring frames, over 255.)
-    histogram_drift_end, histogram_drift_all: in [0, 1]; total-variation distance between the
-        colour histogram of a second and of the first one, mean over the last three and over all.
-    colour_drift: distance between the mean RGB, in [0, 1], of the first and the last two seconds.
-    motion: mean length of the optical flow between neighbouring frames, per cent of the frame's
-        height in a second. flow: the method behind it, "Farneback" or "Lucas-Kanade".
-    sharpness: variance of the Laplacian of the luma, in squared levels of 255.
-    curves: by the names in `CURVES`, per second; colour drift to the first two seconds.
+    Attributes:
+        fps: frames a second.
+        frames: how many there are.
+        temporal_flickering: per cent; 100 for a still. (VBench's: 255 minus the mean absolute
+            difference of neighbouring frames, over 255.)
+        histogram_drift_end: in [0, 1]; total-variation distance between the colour histogram of a
+            second and of the first one, mean over the last three.
+        histogram_drift_all: likewise, mean over all.
+        colour_drift: distance between the mean RGB, in [0, 1], of the first and the last two
+            seconds.
+        motion: mean length of the optical flow between neighbouring frames, per cent of the frame's
+            height in a second.
+        flow: the method behind it, "Farneback" or "Lucas-Kanade".
+        sharpness: variance of the Laplacian of the luma, in squared levels of 255.
+        curves: by the names in `CURVES`, per second; colour drift to the first two seconds.
     """
 
     fps: Fraction
@@ -86,10 +92,16 @@ def contrasts(curve: Float[np.ndarray, " seconds"]) -> dict[str, float]:
 def measure(
     frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: Rational | float, name: str = "the video"
 ) -> Measures:
-    """Measures frames that come at `fps` a second; `name` stands in what is raised.
+    """Measures the frames of one video.
 
-    Raises ValueError for less than three seconds, less than one frame a second, or frames without
-    one whole cell of 16x16 pixels.
+    Args:
+        frames: uint8 RGB, taken one by one.
+        fps: frames a second.
+        name: stands in what is raised.
+
+    Raises:
+        ValueError: less than three seconds, less than one frame a second, or frames without one
+            whole cell of 16x16 pixels.
     """
     fps = Fraction(fps)
     if fps < 1:

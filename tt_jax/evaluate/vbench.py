@@ -61,13 +61,18 @@ class Score:
 
 
 def aggregate(scores: Mapping[str, float]) -> Score:
-    """Quality, semantic and total score from those of all 16 dimensions.
+    """Aggregates the scores of all 16 dimensions.
 
-    scores: by dimension, as VBench writes them, in [0, 1] (not in per cent). Total is
-    (4 quality + semantic) / 5. The TokenTrim paper's "Final" is another figure: the plain mean of
-    the two, which moreover don't follow from its own tables per dimension.
+    Args:
+        scores: by dimension, as VBench writes them, in [0, 1] (not in per cent).
 
-    Raises ValueError if a dimension is missing, unknown, or not in [0, 1].
+    Returns:
+        Quality, semantic and total score; total is (4 quality + semantic) / 5. The TokenTrim
+        paper's "Final" is another figure: the plain mean of the two, which moreover don't follow
+        from its own tables per dimension.
+
+    Raises:
+        ValueError: a dimension is missing, unknown, or not in [0, 1].
     """
     known = QUALITY | SEMANTIC
     for names, problem in (
@@ -165,9 +170,18 @@ class Layout:
 def layout(videos: Mapping[Path, str], folder: Path, mode: Mode) -> Layout:
     """Plans the layout of video files with their prompts; writes nothing.
 
-    VBench-Long is named if any video lasts 5 s or more. Raises FileNotFoundError for a file that
-    isn't there, ValueError for one that is no video or no mp4, a prompt that can't be a name, or a
-    folder that already holds videos.
+    Args:
+        videos: the prompt of each file.
+        folder: where copies will go; its folder `videos` must not exist.
+        mode: "standard" where prompts are VBench's own, else "custom".
+
+    Returns:
+        The layout; it names VBench-Long if any video lasts 5 s or more.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file is no video or no mp4, a prompt can't be a name, or the folder already
+            holds videos.
     """
     seconds = [open_video(path)[1] for path in videos]
     for path in videos:

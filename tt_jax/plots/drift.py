@@ -33,11 +33,21 @@ COLUMNS = 9
 def picture(
     runs: Mapping[str, Video], title: str, note: str = "", *, acted: bool = True, sample: int = 0
 ) -> Figure:
-    """Draws the rollouts of one sample, one or two of equal length, by their labels.
+    """Draws the rollouts of one sample.
 
     Above: severity over time, with the threshold and the abnormal chunks of the last run. Below,
     for each run: frames, and the drift maps of their chunks with the dropped tokens outlined; one
-    scale for all. acted: whether the last run's abnormal chunks were made again.
+    scale for all.
+
+    Args:
+        runs: one or two videos of equal length, by their labels.
+        title: the prompt, of any script.
+        note: settings, in smaller letters.
+        acted: whether the last run's abnormal chunks were made again.
+        sample: which of the batch.
+
+    Returns:
+        A figure, without pyplot; `style.save` writes it.
     """
     last = list(runs.values())[-1]
     chunks = columns(np.asarray(last.rollout.triggered)[sample])
@@ -127,7 +137,14 @@ def _highest(drift: Float[np.ndarray, "chunks h w"]) -> float:
 
 
 def columns(triggered: Bool[np.ndarray, " chunks"]) -> list[int]:
-    """Up to 9 chunks to show: first, last and evenly between, moved to near interventions."""
+    """Chooses up to 9 chunks to show.
+
+    Args:
+        triggered: the abnormal chunks.
+
+    Returns:
+        First, last and evenly between, moved to near interventions.
+    """
     count = len(triggered)
     if count <= COLUMNS:
         return list(range(count))
@@ -142,9 +159,15 @@ def columns(triggered: Bool[np.ndarray, " chunks"]) -> list[int]:
 
 
 def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sample: int = 0) -> None:
-    """Severity per chunk of each run; threshold and abnormal chunks of the last one.
+    """Draws severity per chunk of each run; threshold and abnormal chunks of the last one.
 
     The scale is logarithmic, and says so, where a linear one would press most chunks to its floor.
+
+    Args:
+        axes: to draw on.
+        runs: videos by their labels.
+        acted: whether the last run's abnormal chunks were made again.
+        sample: which of the batch.
     """
     handles, values = [], []
     names, families = zip(*map(drawable, runs), strict=True)
@@ -200,7 +223,17 @@ def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sampl
 def drift_map(
     axes: Axes, drift: Float[np.ndarray, "h w"], dropped: Bool[np.ndarray, "h w"], ceiling: float
 ) -> AxesImage:
-    """One chunk's token drift, from 0 to `ceiling`, with the dropped tokens outlined."""
+    """Draws one chunk's token drift with the dropped tokens outlined.
+
+    Args:
+        axes: to draw on.
+        drift: of each token; NaN where there is nothing to compare with.
+        dropped: the tokens that an intervention dropped.
+        ceiling: the drift of the darkest colour; the lightest is 0.
+
+    Returns:
+        The image, for a colour bar.
+    """
     image = axes.imshow(drift, cmap=DRIFT, vmin=0, vmax=ceiling, interpolation="nearest")
     if not np.isfinite(drift).any():
         axes.set_facecolor(SHADE)
