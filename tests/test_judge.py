@@ -158,6 +158,7 @@ def test_no_test_yet():
     _, record, state = run(warmup=3)
     assert record.measured.all() and record.severity.tolist() == [10, 9, 3]
     assert not record.tested.any() and not record.threshold.any() and not record.triggered.any()
+    assert record.accepted_severity.tolist() == [10, 9, 3] and not record.pruned.any()
     assert state.statistics.count.tolist() == [3, 3, 3]
 
 

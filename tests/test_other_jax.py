@@ -136,10 +136,10 @@ def test_rank_promotion(dit, text, name):
     with jax.numpy_rank_promotion("raise"):
         run(dit, text, strategy=STRATEGIES[name], initial=jnp.ones((1, *SHAPE)))
         guided = type(STRATEGIES[name])(steps=(1000, 500), guidance=FlowMo())
-        jax.eval_shape(partial(run, strategy=guided), dit, text)
+        jax.eval_shape(partial(run, dit, strategy=guided), text)
         for select in ("random", "adaptive", "per_frame", "motion", "novelty"):
             trim = TokenTrim(select=select, accept="better")
-            jax.eval_shape(partial(run, strategy=STRATEGIES[name], trim=trim), dit, text)
+            jax.eval_shape(partial(run, dit, strategy=STRATEGIES[name], trim=trim), text)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
