@@ -99,9 +99,13 @@ class MemRope(Policy):
         some = total > 0
 
         def mean(values: Array) -> Array:
-            gone = [buffer.frames_at(values, slot, per_frame) for slot in at]
-            gone = jnp.stack(gone, axis=2).astype(jnp.float32)
-            return jnp.sum(weight * gone, axis=axes, keepdims=True) / jnp.maximum(total, 1)
+            # Frame by frame, so that no copy of them is needed.
+            whole = jnp.zeros(())
+            for i, slot in enumerate(at):
+                gone = buffer.frames_at(values, slot, per_frame).astype(jnp.float32)
+                part = weight[:, :, i] * gone
+                whole += part if len(axes) == 1 else jnp.sum(part, axis=2, keepdims=True)
+            return whole[:, :, None] / jnp.maximum(total, 1)
 
         means = KV(mean(context.k), mean(context.v))
         assert context.exempt is not None
