@@ -4,7 +4,7 @@ import itertools
 import shutil
 from pathlib import Path
 
-from PIL import Image
+import imageio.v3 as iio
 
 from tt_jax.media.read import read_frames
 
@@ -21,9 +21,8 @@ def main() -> None:
     frames = [
         f[::2, ::2] for f in itertools.islice(read_frames(DEMO / "compare.mp4"), 0, None, EVERY)
     ]
-    first, *others = map(Image.fromarray, frames)
-    first.save(
-        HERE / "demo.webp", save_all=True, append_images=others, duration=1000 * EVERY // 16,
+    iio.imwrite(
+        HERE / "demo.webp", frames, plugin="pillow", extension=".webp", duration=1000 * EVERY // 16,
         loop=0, quality=60, method=6,
     )  # fmt: skip
 

@@ -135,7 +135,7 @@ def check_request(
                 f"{list(wanted)}, not {list(noise.shape)}."
             )
     if state is not None and state.origin is not None:
-        state.origin.check(origin(dit, strategy, len(text), tuple(grid)).after(trim))
+        state.origin.check(origin(dit, strategy, len(text), (grid[0], grid[1])).after(trim))
 
 
 def rollout(
@@ -392,7 +392,8 @@ _rollout_traced = jax.jit(_rollout_scan, static_argnums=(0, 3, 4, 5, 9))
 def _advance(*args: Any) -> Rollout:
     """`_rollout`; where no memory can be given away, without that: inside a transformation, or
     when JAX runs a program again to find where a NaN came from."""
-    keep = jax.config.jax_debug_nans or jax.config.jax_debug_infs
+    config: Any = jax.config  # whose options become attributes when JAX is imported
+    keep = config.jax_debug_nans or config.jax_debug_infs
     keep = keep or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
     return (_rollout_traced if keep else _rollout)(*args)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from jaxtyping import jaxtyped
 
@@ -26,9 +26,9 @@ def checked(record: Record) -> Record:
             fields of the record.
     """
     with jaxtyped("context"):
-        for field in dataclasses.fields(record):
-            value = getattr(record, field.name)
-            if field.type is not Any and not isinstance(value, field.type):
+        for field in dataclasses.fields(cast(Any, record)):
+            value, kind = getattr(record, field.name), cast(Any, field.type)
+            if kind is not Any and not isinstance(value, kind):
                 raise TypeError(
                     f"{type(record).__name__}.{field.name} must be {_words(field.type)}, "
                     f"not {_words(value)}."

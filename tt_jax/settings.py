@@ -19,7 +19,8 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
         ValueError: it is of another type or out of range.
     """
     fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not fits or value < least or (most is not None and value > most):
+    number: Any = value
+    if not fits or number < least or (most is not None and number > most):
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number {limits}, not {value!r}.")
     return int(value)

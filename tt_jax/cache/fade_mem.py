@@ -61,12 +61,14 @@ class FadeMem(Policy):
         self, context: Context, frame: Int[Array, ""], size: int
     ) -> tuple[Int[Array, " f"], Int[Array, " s"] | None]:
         own, past = super().positions(context, frame, size)
+        assert past is not None  # keys are kept without rotation
         start = self.frames - size
         gaps = jnp.arange(NEWEST + 1, start, dtype=jnp.int32)
         warped = gaps.astype(jnp.float32) ** self.fade
         order = jnp.argsort(-context.memory["centre"])  # the newest first
         true = frame.astype(jnp.float32) - context.memory["centre"][order]
-        at, last = [start - 1 - i for i in range(NEWEST)], jnp.asarray(NEWEST)
+        at: list[Any] = [start - 1 - i for i in range(NEWEST)]
+        last = jnp.asarray(NEWEST)
         others = self.bank - 1 - NEWEST
         for i in range(others):
             # Room is left for the older ones.
@@ -130,8 +132,8 @@ class FadeMem(Policy):
         values = {}
         for name in ("k", "v"):
             past = getattr(context, name)
-            parts = (buffer.frames_at(past, slot, per_frame) for slot in (a, b))
-            new = mean(*parts, weight[:, None, :, :, None, None])
+            old, young = (buffer.frames_at(past, slot, per_frame) for slot in (a, b))
+            new = mean(old, young, weight[:, None, :, :, None, None])
             values[name] = jax.lax.dynamic_update_slice_in_dim(past, new, a * per_frame, 2)
         tokens = mean(context.tokens[:, a], context.tokens[:, b], weight[..., None])
         total = span[a] + span[b]

@@ -86,6 +86,7 @@ class RollingSink(Policy):
                 archive[name] = put(archive[name], jnp.where(begins, new, old), at, 1)
             exempt = put(exempt, jnp.zeros((), bool), at, 0)
 
+        assert exempt is not None  # `start` made it
         for i in range(size):
             frame = frames[i] - size
             replays, at = frame >= slots, frame % slots

@@ -79,6 +79,7 @@ class TetherCache(Policy):
         count = self._count(context)
         middle = slice(self.sink, self.sink + count)
         own, at = self.positions(context, frame, size)
+        assert at is not None  # keys are kept without rotation
         shape, bias = context.k.shape[3:], self.bias(context, size)
         turn = self.turn(own, grid, shape)
         at = jnp.broadcast_to(jnp.where(context.filled, at, 0), (batch, slots))

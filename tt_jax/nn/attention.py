@@ -1,5 +1,6 @@
 """Attention by the implementation that suits the device, the dtype and the mask."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax

@@ -102,8 +102,8 @@ def rotate(
     by: cosines and sines `[t, pairs]`, or as `x` is shaped, an axis of heads included.
     """
     kind = wide_dtype(x.dtype)  # which under x64 that of the tables isn't
-    by = tuple(part[:, None] if part.ndim == 2 else part for part in by)
-    cos, sin = (to_rank(part.astype(kind), x.ndim) for part in by)
+    placed = (part[:, None] if part.ndim == 2 else part for part in by)
+    cos, sin = (to_rank(part.astype(kind), x.ndim) for part in placed)
     if x.dtype != wide_dtype(x.dtype):
         # Of 16 bits, the channels of a pair change places in a product, exactly, since each of its
         # sums has one term. On a TPU, moving them about takes eight times as long.
