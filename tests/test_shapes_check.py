@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,12 +7,14 @@ import pytest
 from flax import nnx
 
 import tt_jax
+from tt_jax.models.configs import RolloutConfig
 from tt_jax.shapes import check
+from tt_jax.shapes.checker import judge, measure
 from tt_jax.shapes.world import evaluation_prompts, render
 
 
 class NoisyVAE(nnx.Module):
-    """Off by 0.02 everywhere: 20 log10(2 / 0.02) = 40 dB."""
+    """Off by 0.02 everywhere: 20 log10(2 / 0.02) = 40 dB. Every fact survives."""
 
     def encode(self, video):
         return video
@@ -26,11 +29,12 @@ class Perfect:
     def __init__(self, prompts, blind=()):
         self.scenes, self.blind = dict(prompts), set(blind)
         self.vae, self.seeds = NoisyVAE(), []
+        self.config = SimpleNamespace(rollout=RolloutConfig())
 
-    def generate(self, prompts, *, seconds, seed, trim):
+    def generate(self, prompts, *, seconds, seed, trim, strategy):
         assert trim == tt_jax.TokenTrim.off()
         self.seeds.append(seed)
-        videos = [render(self.scenes[text], seconds * 16) for text in prompts]
+        videos = [render(self.scenes[text], int(seconds * 16)) for text in prompts]
         pairs = zip(videos, prompts, strict=True)
         return SimpleNamespace(frames=np.stack([v * (text not in self.blind) for v, text in pairs]))
 
@@ -53,6 +57,8 @@ def test_table_of_a_perfect_and_of_a_half_blind_model(monkeypatch, capsys, tmp_p
     assert "40.0" in printed
     record = json.loads(file.read_text())
     assert record["psnr"] == pytest.approx(40, abs=0.01)
+    assert set(record["ceiling"].values()) == {100.0}
+    assert record["end"] == {}
     assert len(record["prompts"]) == 20
     assert len(set(pipe.seeds)) == 2
     for fact in (*check.TARGETS, *check.UNTARGETED):
@@ -60,6 +66,23 @@ def test_table_of_a_perfect_and_of_a_half_blind_model(monkeypatch, capsys, tmp_p
     assert record["shares"]["count"]["panning"]["asked"] == 5
 
     blind = Perfect(prompts, blind=[text for text, _ in prompts[::2]])
-    judged = check.verdicts(blind, prompts)
+    judged = [judge(video, text) for text, video in check.videos(blind, prompts)]
     found = check.shares(judged, [scene.regime for _, scene in prompts])
     assert found["colour"]["all"] == check.Share(10, 20)
+
+
+def test_what_the_end_of_a_video_has_kept():
+    (text, scene), *_ = [
+        (text, scene)
+        for text, scene in evaluation_prompts(40)
+        if scene.regime == "medium" and len(scene.objects) == 2 and scene.objects[0].speed
+    ]
+    whole = render(scene, 10 * 16)
+    right = check.kept(measure(whole), text)
+    assert right["lost"] == 0 and right["moving"] == 1 and right["colour"] < 0.01
+    frozen = np.concatenate([whole[:-48], np.repeat(whole[-48:-47], 48, axis=0)])
+    assert check.kept(measure(frozen), text)["moving"] == 0
+    gone = whole.copy()
+    gone[-48:] = render(replace(scene, objects=()), 48)
+    end = check.kept(measure(gone), text)
+    assert end["lost"] == 1 and np.isnan(end["colour"])

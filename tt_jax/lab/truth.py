@@ -7,9 +7,6 @@ from tt_jax.shapes import checker
 from tt_jax.shapes.checker import Measurement
 from tt_jax.shapes.world import BACKGROUNDS, COLOURS, FPS, SIDE, parse
 
-MOVING = 0.2  # pixels a frame; the slowest motion of the world has 0.375
-LAG = 4  # frames, over which a motion is measured: few motions turn meanwhile
-
 # Our name for each of the checker's errors. `lost` is a share of objects, no distance.
 ERRORS = {
     "colour_error": "colour",
@@ -41,16 +38,8 @@ def curves(seen: Measurement, prompt: str) -> dict[str, Float[np.ndarray, " seco
     moving = np.full(seconds, np.nan)
     for second in range(seconds if said else 0):
         part = seen.cut(slice(second * FPS, (second + 1) * FPS))
-        moving[second] = min(_count_moving(part), said) / said
+        moving[second] = min(checker.moving(part), said) / said
     return values | {"moving": moving}
-
-
-def _count_moving(part: Measurement) -> int:
-    """How many things move, whatever their colour."""
-    pace = np.linalg.norm(part.centre[LAG:] - part.centre[:-LAG], axis=-1) / LAG
-    # Half of the frames at least, or what flashes up once would count.
-    known = (~np.isnan(pace)).sum(axis=0) * 2 >= len(pace)
-    return int((np.nanmedian(pace[:, known], axis=0) > MOVING).sum()) if known.any() else 0
 
 
 def object_tokens(

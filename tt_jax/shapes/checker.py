@@ -39,7 +39,8 @@ _ENDS = np.array([(tones[0], tones[-1]) for tones in BACKGROUNDS.values()], np.f
 _PURE = 80.0
 _LEAST_CORE = 4  # pixels of pure colour, neighbours included, without which nothing counts as seen
 _LEAST_CELLS = 5  # cells of 2x2 pixels: a smaller piece is no object
-_MOVING = 0.2  # pixels a frame; the slowest motion of the world has 0.375
+_MOVING = 0.2  # pixels a frame; the slowest motion of the world has 0.5
+_LAG = 4  # frames, over which a motion is measured: few motions turn meanwhile
 # Area of a shape is this times radius squared, its centroid this times radius below its centre.
 _AREA = {"circle": np.pi, "square": 4 * 0.886**2, "triangle": 3**0.5, "cross": 2.3616}
 _DROP = {"circle": 0.0, "square": 0.0, "triangle": 3**0.5 / 6, "cross": 0.0}
@@ -459,9 +460,9 @@ def errors(
                 octaves = np.log2(part.radius[clear, slot] / SIZES[thing.size])
                 curves["size"][second, i] = np.abs(octaves).mean()
             if thing.speed or thing.direction == "still":
-                # In four frames few motions turn, and the median forgives those that do.
+                # The median forgives the few motions that turn meanwhile.
                 centre = part.centre[:, slot]
-                pace = np.linalg.norm(centre[4:] - centre[:-4], axis=-1) / 4
+                pace = np.linalg.norm(centre[_LAG:] - centre[:-_LAG], axis=-1) / _LAG
                 pace = pace[~np.isnan(pace)]
                 if len(pace):
                     stated = SPEEDS[thing.speed] if thing.speed else 0.0
@@ -474,6 +475,14 @@ def _mean(values):
     """Mean of what is not NaN; NaN if nothing is left."""
     values = values[~np.isnan(values)]
     return values.mean() if len(values) else np.nan
+
+
+def moving(seen: Measurement) -> int:
+    """How many things move, whatever their colour."""
+    pace = np.linalg.norm(seen.centre[_LAG:] - seen.centre[:-_LAG], axis=-1) / _LAG
+    # Half of the frames at least, or what flashes up once would count.
+    known = (~np.isnan(pace)).sum(axis=0) * 2 >= len(pace)
+    return int((np.nanmedian(pace[:, known], axis=0) > _MOVING).sum()) if known.any() else 0
 
 
 def contrast(curve: Float[np.ndarray, " seconds"]) -> float:

@@ -10,32 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from tt_jax.shapes.optimise import Params
-from tt_jax.shapes.world import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZES, SPEEDS, Scene
+from tt_jax.shapes.training.optimise import Params
+from tt_jax.shapes.training.scenes import Scenes
+from tt_jax.shapes.world import BACKGROUNDS, COLOURS, DIRECTIONS, PLACES, SHAPES, SIZES, SPEEDS
 
-_ANSWERS = (
-    *[(*SHAPES,), (*COLOURS,), (*SIZES,), (*DIRECTIONS,), (*SPEEDS,)] * 2,
-    (*BACKGROUNDS,),
-    ("left", "right"),
-)
-ANSWERS = 1 + max(map(len, _ANSWERS))  # the first one is "none"
-QUESTIONS = len(_ANSWERS)
+# How many answers each question has; "not there" and the like are one of them.
+_OBJECT = [1 + len(table) for table in (SHAPES, COLOURS, SIZES, DIRECTIONS, SPEEDS, PLACES)]
+_COUNTS = [*_OBJECT, *_OBJECT, len(BACKGROUNDS), 3]
+ANSWERS, QUESTIONS = max(_COUNTS), len(_COUNTS)
 
 
-def answers(scene: Scene) -> Int[np.ndarray, " questions"]:
-    """The number of the right answer to each question about a scene."""
-    said = []
-    for index in range(2):
-        thing = scene.objects[index] if index < len(scene.objects) else None
-        names = ("shape", "colour", "size", "direction", "speed")
-        said += [getattr(thing, name, None) for name in names]
-    said += [scene.background, scene.pan]
-    return np.array(
-        [
-            0 if name is None else 1 + known.index(name)
-            for name, known in zip(said, _ANSWERS, strict=True)
-        ]
-    )
+def answers(scenes: Scenes) -> Int[Array, "b questions"]:
+    """The number of the right answer to each question about each scene."""
+    moving = scenes.direction > 0
+    facts = [scenes.shape, scenes.colour, scenes.size]
+    facts = [1 + fact for fact in facts] + [
+        scenes.direction,
+        jnp.where(moving, 1 + scenes.speed, 0),
+    ]
+    facts = jnp.stack([*facts, scenes.place], axis=-1)
+    facts = jnp.where(scenes.there[..., None], facts, 0)
+    ends = jnp.stack([scenes.background, scenes.pan], axis=-1)
+    return jnp.concatenate([facts.reshape(len(ends), -1), ends], axis=-1)
 
 
 def questions(rng: np.random.Generator, dim: int) -> Params:
@@ -52,10 +48,12 @@ def reading_loss(
     mask: Bool[Array, "b l"],
     right: Int[Array, "b questions"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean cross-entropy of what is read from captions' encoded rows, and the share of it right."""
+    """Mean cross-entropy of what is read from captions' encoded rows, and the share of captions
+    of which all is read rightly."""
     scores = jnp.einsum("bld,qd->bql", rows, params["attention"]) * rows.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e9), axis=-1)
     read = jnp.einsum("bql,bld->bqd", weights, rows)
     logits = jnp.einsum("bqd,qda->bqa", read, params["answer"])
     chosen = jax.nn.log_softmax(logits) * jax.nn.one_hot(right, ANSWERS)
-    return -jnp.mean(jnp.sum(chosen, axis=-1)), jnp.mean(jnp.argmax(logits, axis=-1) == right)
+    all_right = jnp.all(jnp.argmax(logits, axis=-1) == right, axis=-1)
+    return -jnp.mean(jnp.sum(chosen, axis=-1)), jnp.mean(all_right)

@@ -1,0 +1,85 @@
+"""The whole training at toy size: all stages, models that load, and going on where it stopped."""
+
+import csv
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tt_jax
+from tt_jax.shapes.training import stages
+from tt_jax.shapes.training.optimise import Log, rate_at, run_stage
+from tt_jax.shapes.training.recipe import STAGES, Recipe, Stage, toy, toy_config
+from tt_jax.shapes.training.run import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    train(toy(), 0.001, folder, toy_config())
+    return folder
+
+
+def test_all_stages_run_and_the_models_load(trained):
+    rows = list(csv.DictReader((trained / "log.csv").open()))
+    assert list(dict.fromkeys(row["stage"] for row in rows)) == list(STAGES)
+    assert all(np.isfinite(float(row["value"])) for row in rows)
+    for name in ("model", "young"):
+        pipe = tt_jax.load(trained / name)
+        assert pipe.strategy() == tt_jax.SelfForcing(window=9, shift=1.0)
+        video = pipe.generate("a small red circle", seconds=0.5)
+        assert video.frames.shape == (1, 8, 64, 64, 3)
+
+
+def test_again_it_has_nothing_left_to_do(trained):
+    before = (trained / "log.csv").read_text()
+    train(toy(), 0.001, trained, toy_config())
+    assert (trained / "log.csv").read_text() == before
+
+
+def test_a_stage_goes_on_where_it_was_stopped(tmp_path):
+    stage = Stage(1.0, 1, 1e-2, 0.9, 4)
+
+    def loss(params, data, key):
+        return jnp.sum((params["x"] - 1) ** 2), {}
+
+    def run(seconds, folder):
+        log = Log(tmp_path / "log.csv")
+        return run_stage(
+            "one", stage, seconds, folder, {"x": jnp.zeros(3)}, loss, lambda *_: (), log
+        )
+
+    first = run(1e-3, tmp_path)["x"]
+    assert 0 < float(first[0]) < 1
+    np.testing.assert_array_equal(run(1e-3, tmp_path)["x"], first)  # nothing left
+    assert float(run(2.0, tmp_path)["x"][0]) > float(first[0])
+
+
+def test_the_rate_rises_stays_and_falls():
+    stage = Stage(1.0, 1, 0.1, 0.9, 1)
+    rates = [rate_at(stage, progress) for progress in (0, 0.01, 0.02, 0.5, 0.75, 1.0)]
+    np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.1, 0.05, 0.005])
+
+
+def test_a_recipes_levels_and_shares():
+    recipe = Recipe()
+    assert sum(getattr(recipe, name).share for name in STAGES) == pytest.approx(1)
+    with pytest.raises(ValueError, match="odds"):
+        dataclasses.replace(recipe, odds=(1.0,))
+
+
+def test_windows_of_rolling_forcing_are_its_passes():
+    table, odds = stages.staggered(1.0, 6)
+    assert odds.sum() == pytest.approx(1) and len(odds) == len(table)
+    np.testing.assert_allclose(table[5], [0, 0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
+    np.testing.assert_allclose(table[1], [np.nan, 0.8, 1, np.nan, np.nan, np.nan], rtol=1e-6)
+
+
+def test_small_things_weigh_as_much_as_large_ones():
+    ground = jnp.zeros((2, 1, 16, 16, 8))
+    latents = ground.at[0, :, :2, :2].set(2.0).at[1, :, :6, :6].set(2.0)
+    energy = jnp.mean(latents**2, axis=(1, 2, 3, 4))
+    weighed = jax.jit(stages.weigh)(latents)[:, 0] * energy
+    assert float(weighed[0] / weighed[1]) > 0.5 > float(energy[0] / energy[1])

@@ -1,0 +1,293 @@
+"""What each stage is shown and asked: its data, made on the device, and its loss.
+
+Every loss takes the stage's parameters, its data and a key, and draws its own batch from them.
+Axes: B sample, F latent frame, N chunk of a clip.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Int, Key
+
+from tt_jax._rollout import rollout
+from tt_jax.models.configs import ModelConfig
+from tt_jax.models.vae import VAE
+from tt_jax.nn.layers import wide
+from tt_jax.shapes.training.captions import Grammar, say
+from tt_jax.shapes.training.losses import clip_loss, window_loss
+from tt_jax.shapes.training.optimise import Loss, Params
+from tt_jax.shapes.training.reading import answers, reading_loss
+from tt_jax.shapes.training.recipe import Recipe
+from tt_jax.shapes.training.scenes import Scenes, render, sample
+from tt_jax.shapes.world import FPS, SIDE
+from tt_jax.strategies.schedule import time_sinusoid, warp
+from tt_jax.strategies.self_forcing import SelfForcing
+from tt_jax.trim.tokentrim import TokenTrim
+
+LATE = 8 * FPS  # frames within which clips that don't begin with the video begin
+SKIPPED = 2  # their first latent frames, which are coded without the past: left out
+
+
+class Pool(NamedTuple):
+    """Clips on the device: their scenes, latents (float16), and what is shown as their past."""
+
+    scenes: Scenes
+    latents: Float[Array, "n f h w c"]
+    past: Float[Array, "n f h w c"]
+
+
+class Maker(NamedTuple):
+    """What all stages of transformer and text encoder share.
+
+    graphs: of "dit" and "text". dtype: of the products; parameters stay float32.
+    """
+
+    config: ModelConfig
+    recipe: Recipe
+    grammar: Grammar
+    graphs: dict[str, nnx.GraphDef]
+    dtype: DTypeLike
+
+    def models(self, params: Params) -> tuple[Any, Any]:
+        """Transformer and text encoder with these parameters, in the dtype of products."""
+        params = jax.tree.map(lambda x: x.astype(self.dtype), params)
+        return tuple(nnx.merge(self.graphs[name], params[name]) for name in ("dit", "text"))
+
+    def text(self, encoder: Any, key: Key[Array, ""], scenes: Scenes) -> Float[Array, "b l e"]:
+        """Encoded captions of scenes."""
+        return encoder(*say(key, self.grammar, scenes, self.config.text.text_len))
+
+
+# --- the VAE ------------------------------------------------------------------------------------
+
+
+def vae_loss(graph: nnx.GraphDef, recipe: Recipe, dtype: DTypeLike) -> Loss:
+    """Reconstruction (L1 + L2) of crops around objects, of fresh scenes, and a little KL."""
+
+    def loss(params: Params, _: None, key: Key[Array, ""]) -> tuple[Array, dict]:
+        draw, when, where, add = jax.random.split(key, 4)
+        count, side = recipe.vae.batch, recipe.crop
+        scenes = sample(draw, count)
+        start = jax.random.randint(when, (count,), 0, 4 * FPS)
+        video = render(scenes, recipe.vae_frames, start)
+        # About the first object's way: a corner from which the crop holds some of it.
+        off = jax.random.uniform(where, (count, 2), minval=-side, maxval=0)
+        corner = jnp.clip(scenes.at[:, 0] + off, 0, SIDE - side).astype(jnp.int32)
+        cut = jax.vmap(
+            lambda clip, at: jax.lax.dynamic_slice(
+                clip, (0, at[1], at[0], 0), (recipe.vae_frames, side, side, 3)
+            )
+        )
+        video = (cut(video, corner).astype(jnp.float32) / 127.5 - 1).astype(dtype)
+        vae = nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype), params))
+        mean, log_variance = vae.encode_moments(video)
+        latents = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(add, mean.shape)
+        error = wide(vae.decode_raw(latents)) - wide(video)
+        squared = jnp.mean(error**2)
+        kl = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
+        total = jnp.mean(jnp.abs(error)) + squared + recipe.kl * kl
+        return total, {"psnr": -10 * jnp.log10(squared / 4), "kl": kl}
+
+    return loss
+
+
+def encode_pool(
+    vae: VAE, recipe: Recipe, count: int, chunks: int, key: Key[Array, ""], *, late: bool
+) -> Pool:
+    """Renders and encodes clips of fresh scenes, a group at a time.
+
+    late: half of them begin somewhere in their video, and not as a video begins.
+    """
+    graph, state = nnx.split(vae)
+    frames = 3 * chunks
+    stride = vae.config.temporal_stride
+    skipped = SKIPPED if late else 0
+    length = stride * (frames + skipped - 1) + 1
+
+    @jax.jit
+    def group(state: Any, key: Array) -> tuple[Scenes, Array]:
+        draw, when = jax.random.split(key)
+        scenes = sample(draw, recipe.encode)
+        start = jax.random.randint(when, (recipe.encode,), 0, LATE)
+        begins = jnp.arange(recipe.encode) % 2 == 0 if late else jnp.ones(recipe.encode, bool)
+        video = render(scenes, length, jnp.where(begins, 0, start))
+        latents = nnx.merge(graph, state).encode(video.astype(jnp.float32) / 127.5 - 1)
+        pick = jnp.where(begins, 0, skipped)[:, None] + jnp.arange(frames)
+        latents = jnp.take_along_axis(latents, pick[..., None, None, None], axis=1)
+        return scenes, latents.astype(jnp.float16)
+
+    parts = [group(state, key) for key in jax.random.split(key, -(-count // recipe.encode))]
+    scenes, latents = jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)
+    return Pool(scenes, latents, latents)
+
+
+# --- text encoder and transformer ---------------------------------------------------------------
+
+
+def reading(maker: Maker) -> Loss:
+    """The text encoder by itself, asked what captions say."""
+
+    def loss(params: Params, _: None, key: Key[Array, ""]) -> tuple[Array, dict]:
+        draw, speak = jax.random.split(key)
+        scenes = sample(draw, maker.recipe.reading.batch)
+        ids, mask = say(speak, maker.grammar, scenes, maker.config.text.text_len)
+        rows = nnx.merge(maker.graphs["text"], params["text"])(ids, mask)
+        error, right = reading_loss(params["questions"], rows, mask, answers(scenes))
+        return error, {"right": right}
+
+    return loss
+
+
+def weigh(latents: Float[Array, "b f h w c"]) -> Float[Array, "b 1"]:
+    """A small object must count about as much as one that fills the frame."""
+    ground = jnp.median(latents, axis=(2, 3), keepdims=True)
+    return 0.3 / (0.05 + jnp.mean((latents - ground) ** 2, axis=(1, 2, 3, 4)))[:, None]
+
+
+def draw_levels(
+    recipe: Recipe, key: Key[Array, ""], shape: tuple[int, ...]
+) -> tuple[Float[Array, "b n"], Float[Array, "b n 256"], Int[Array, "b n"]]:
+    """Noise levels by the recipe's odds, their sinusoids, and which they are."""
+    levels = np.array(recipe.levels, np.float32)
+    index = jax.random.categorical(key, jnp.log(np.array(recipe.odds, np.float32)), shape=shape)
+    return jnp.asarray(levels)[index], jnp.asarray(time_sinusoid(levels))[index], index
+
+
+def _take(pool: Pool, key: Key[Array, ""], count: int) -> Pool:
+    rows = jax.random.randint(key, (count,), 0, len(pool.latents))
+    scenes, latents, past = jax.tree.map(lambda x: x[rows], pool)
+    return Pool(scenes, latents.astype(jnp.float32), past.astype(jnp.float32))
+
+
+def pictures(maker: Maker) -> Loss:
+    """Single latent frames of first chunks, but for the very first: composition, cheaply.
+
+    The first latent frame of a video is coded by itself and differs from the others by more than
+    all scenes do; a transformer that sees one frame can't know which it is to draw.
+    """
+    recipe = maker.recipe
+
+    def loss(params: Params, pool: Pool, key: Key[Array, ""]) -> tuple[Array, dict]:
+        rows, frame, level, add, speak = jax.random.split(key, 5)
+        scenes, latents, _ = _take(pool, rows, recipe.pictures.batch)
+        index = jax.random.randint(frame, (len(latents),), 1, latents.shape[1])
+        latents = latents[jnp.arange(len(index)), index][:, None]
+        return _flow(maker, params, scenes, latents[:, :0], latents, (level, add, speak), chunk=1)
+
+    return loss
+
+
+def _flow(maker, params, scenes, past, latents, keys, chunk=3) -> tuple[Array, dict]:
+    """Weighted error of chunks after a clean past, and that of pure noise."""
+    level, add, speak = keys
+    dit, encoder = maker.models(params)
+    text = maker.text(encoder, speak, scenes)
+    chunks = latents.shape[1] // chunk
+    sigma, time, index = draw_levels(maker.recipe, level, (len(latents), chunks))
+    noise = jax.random.normal(add, latents.shape)
+    error = clip_loss(
+        dit, text, past, latents, noise, sigma, time,
+        chunk=chunk, window=maker.config.rollout.window,
+    )  # fmt: skip
+    pure = index == 0
+    figure = jnp.sum(jnp.where(pure, error, 0)) / jnp.maximum(jnp.sum(pure, dtype=jnp.float32), 1)
+    return jnp.mean(weigh(latents) * error), {"noise": figure}
+
+
+def clips(maker: Maker) -> Loss:
+    """First chunks, later chunks after clean ones, and windows of Rolling Forcing, in each step."""
+    recipe, chunk = maker.recipe, maker.config.rollout.chunk
+
+    def loss(params: Params, pools: tuple[Pool, Pool], key: Key[Array, ""]) -> tuple[Array, dict]:
+        keys = jax.random.split(key, 11)
+        openings, longer = pools
+        scenes, latents, _ = _take(openings, keys[0], recipe.openings_share * recipe.clips.batch)
+        first, of_first = _flow(maker, params, scenes, latents[:, :0], latents, keys[1:4])
+        scenes, latents, past = _take(longer, keys[4], recipe.clips.batch)
+        past = _wobble(recipe, keys[5], past[:, :-chunk])
+        later, of_later = _flow(maker, params, scenes, past, latents[:, chunk:], keys[6:9])
+        rolling = _windows(maker, params, scenes, latents, keys[9:])
+        figures = {"first": of_first["noise"], "later": of_later["noise"], "rolling": rolling}
+        return (first + later + rolling) / 3, figures
+
+    return loss
+
+
+def _wobble(recipe: Recipe, key: Key[Array, ""], past: Array) -> Array:
+    """Noise on a clean past: a rollout's own chunks aren't perfect either."""
+    size, add = jax.random.split(key)
+    size = jax.random.uniform(size, (len(past), 1, 1, 1, 1), maxval=recipe.wobble)
+    return past + size * jax.random.normal(add, past.shape)
+
+
+def staggered(shift: float | None, chunks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rolling Forcing's passes over a clip: levels of its chunks (NaN: not there), and their odds.
+
+    The full window after a finished chunk, the window that fills at a video's start, and the one
+    that empties at its end.
+    """
+    window = warp((200, 400, 600, 800, 1000), shift)
+    none = (np.nan,) * 5
+    fills = [(np.nan, *window[5 - n :], *none[n:]) for n in range(1, 6)]
+    empties = [(0.0, *window[:n], *none[n:]) for n in range(5, 0, -1)]
+    table = np.array(fills + empties, np.float32)[:, :chunks]
+    odds = np.array([0.1, 0.08, 0.06, 0.06, 0.1, 0.48, 0.03, 0.03, 0.03, 0.03])
+    return table, odds
+
+
+def _windows(maker, params, scenes, latents, keys) -> Array:
+    """Passes of Rolling Forcing over the first half of the clips, which begin with a video."""
+    # A window that fills begins at the clip's first chunk; what follows a finished chunk does too.
+    chunk = maker.config.rollout.chunk
+    chunks = latents.shape[1] // chunk
+    table, odds = staggered(maker.config.rollout.shift, chunks)
+    pick, add, speak = jax.random.split(keys[0], 3)
+    row = jax.random.categorical(pick, jnp.log(odds.astype(np.float32)), shape=(len(latents),))
+    sigma = jnp.asarray(table)[row]
+    there, clean = ~jnp.isnan(sigma), sigma == 0
+    # Where the first chunk isn't there the others move up: a video begins at its first chunk.
+    moved = jnp.where(there[:, :1], 0, 1)
+    place = jnp.maximum(jnp.arange(chunks) - moved, 0)
+    frames = (chunk * place[..., None] + jnp.arange(chunk)).reshape(len(latents), -1)
+    latents = jnp.take_along_axis(latents, frames[..., None, None, None], axis=1)
+    causal = jnp.asarray(np.tril(np.ones((chunks, chunks), bool)))
+    seen = jnp.where(clean[:, :, None], causal & clean[:, None], there[:, None])
+    levels = jnp.nan_to_num(sigma, nan=1.0)
+    known = np.unique(np.nan_to_num(table, nan=1.0))
+    index = jnp.argmin(jnp.abs(levels[..., None] - known), axis=-1)
+    time = jnp.asarray(time_sinusoid(known))[index]
+    still = jnp.repeat(clean, chunk, axis=1)[:, :, None, None, None]
+    shown = jnp.where(still, _wobble(maker.recipe, keys[1], latents), latents)
+    dit, encoder = maker.models(params)
+    text = maker.text(encoder, speak, scenes)
+    noise = jax.random.normal(add, latents.shape)
+    error = window_loss(dit, text, shown, noise, levels, time, seen)
+    counts = there & ~clean
+    total = jnp.sum(jnp.where(counts, weigh(latents) * error, 0))
+    return total / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1)
+
+
+def own_past(maker: Maker, pool: Pool) -> Callable[[Params, Key[Array, ""]], Pool]:
+    """The pool with the model's own rollouts as the past, each from its caption alone."""
+    chunk, grid = maker.config.rollout.chunk, pool.latents.shape[2:4]
+    strategy = SelfForcing(**vars(maker.config.rollout))
+
+    def make(params: Params, key: Key[Array, ""]) -> Pool:
+        dit, encoder = maker.models(params)
+        speak, *keys = jax.random.split(key, 1 + -(-len(pool.latents) // maker.recipe.encode))
+        text = jax.jit(lambda key, scenes: maker.text(encoder, key, scenes))(speak, pool.scenes)
+        made = [
+            rollout(
+                dit, text[i * maker.recipe.encode : (i + 1) * maker.recipe.encode], key,
+                chunks=pool.latents.shape[1] // chunk, grid=grid, strategy=strategy,
+                trim=TokenTrim.off(),
+            ).latents
+            for i, key in enumerate(keys)
+        ]  # fmt: skip
+        return pool._replace(past=jnp.concatenate(made).astype(jnp.float16))
+
+    return make
