@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a large red circle moving right slowly on a white background
 
-.PHONY: demo pictures test newest lint notebooks docs release clean
+.PHONY: demo pictures train-gpu test newest lint notebooks docs release clean
 
 # 30 seconds of Rolling Forcing on the embedded model, with and without TokenTrim:
 # demo/compare.mp4, .png and .json, and each run's own video. What an earlier one wrote goes.
@@ -17,6 +17,12 @@ pictures: demo
 	$(BIN)/tt-jax compare "a small red circle moving to the right slowly on white" --seconds 30 \
 		--out demo/small
 	$(BIN)/python .docs/pictures.py
+
+# Trains the embedded model for so many MINUTES on whatever JAX finds, a GPU best; goes on where an
+# earlier call stopped. The models are training/model and training/young.
+MINUTES ?= 10
+train-gpu: .venv/.installed
+	$(BIN)/python -m tt_jax.shapes.training training --minutes $(MINUTES)
 
 # All tests but those of true-size models; a file stays in one process, which compiles once.
 test: .venv/.tested

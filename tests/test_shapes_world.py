@@ -177,6 +177,12 @@ def test_parse_reads_the_likes_of_a_user():
         parse("a dog on a white background")
 
 
+def test_the_words_are_those_of_captions():
+    rng = np.random.default_rng(3)
+    found = {w for scene in scenes(2000) for w in re.findall(r"[a-z-]+", caption(scene, rng))}
+    assert world.words() == found
+
+
 def test_every_word_of_the_grammar_is_reachable():
     rng = np.random.default_rng(3)
     words = {w for scene in scenes(2000) for w in re.findall(r"[a-z-]+", caption(scene, rng))}

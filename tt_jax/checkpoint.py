@@ -3,6 +3,7 @@
 FOLDER/config.json      sizes and kind, readable
 FOLDER/manifest.json    where each array came from (written by `convert`)
 FOLDER/tokenizer.model  sentencepiece
+FOLDER/vocabulary.json  of a model that knows few words: those, and what it can draw
 FOLDER/{dit,vae,text}/  arrays; a folder may hold only some of the parts
 """
 
@@ -26,7 +27,7 @@ from tt_jax.errors import ModelError
 from tt_jax.models.configs import ModelConfig, RolloutConfig
 from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.text import TextConfig, TextEncoder
-from tt_jax.models.tokenizer import Tokenizer
+from tt_jax.models.tokenizer import Tokenizer, Vocabulary
 from tt_jax.models.vae import VAE, VAEConfig
 
 PARTS: dict[str, tuple[type, type]] = {
@@ -381,7 +382,24 @@ def load_tokenizer(folder: Path, text_len: int) -> Tokenizer:
     path = folder / "tokenizer.model"
     if not path.is_file():
         raise ModelError(f"{folder} has no tokenizer.model: convert the model again.")
-    return Tokenizer(path, text_len)
+    return Tokenizer(path, text_len, _read_vocabulary(folder))
+
+
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
+    """Writes `vocabulary.json`: the words that a model knows, and what it can draw."""
+    entries = {"draws": vocabulary.draws, "words": sorted(vocabulary.words)}
+    (folder / "vocabulary.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def _read_vocabulary(folder: Path) -> Vocabulary | None:
+    path = folder / "vocabulary.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return Vocabulary(frozenset(map(str, stored["words"])), str(stored["draws"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} is damaged ({error}): convert the model again.") from None
 
 
 def cast(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:

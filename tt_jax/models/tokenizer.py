@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
+from typing import NamedTuple
 
 import ftfy
 import numpy as np
@@ -24,19 +25,38 @@ def clean(prompt: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
+class Vocabulary(NamedTuple):
+    """All words that a small model was trained with, in lower case, and what it can draw."""
+
+    words: frozenset[str]
+    draws: str
+
+    def unknown(self, prompt: str) -> list[str]:
+        """Words of a prompt that aren't among them, each once, in order."""
+        found = re.findall(r"\w[\w'-]*", clean(prompt).lower())
+        return [word for word in dict.fromkeys(found) if word not in self.words]
+
+
 class Tokenizer:
     """Cleans prompts and splits them into exactly `text_len` tokens of a sentencepiece model.
 
     Args:
         model: the model file's bytes, or its path.
         text_len: number of tokens, the end token and padding included.
+        vocabulary: of a model that knows few words: others are named in a warning.
 
     Raises:
         ModelError: there is no such file, or it isn't a sentencepiece model.
     """
 
-    def __init__(self, model: bytes | str | PathLike[str], text_len: int) -> None:
+    def __init__(
+        self,
+        model: bytes | str | PathLike[str],
+        text_len: int,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         self.text_len = text_len
+        self.vocabulary = vocabulary
         self._pieces = sentencepiece.SentencePieceProcessor()
         name = "the tokenizer" if isinstance(model, bytes) else fspath(model)
         try:
@@ -55,7 +75,8 @@ class Tokenizer:
     def __call__(
         self, prompts: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
-        """Tokens of prompts. Warns of one that is too long, naming the text that is left out.
+        """Tokens of prompts. Warns of one that is too long, naming the text that is left out, and
+        of words that the model was never shown.
 
         Args:
             prompts: B texts.
@@ -67,6 +88,12 @@ class Tokenizer:
         ids = np.full((len(prompts), self.text_len), PAD, np.int32)
         mask = np.zeros(ids.shape, bool)
         for row, prompt in enumerate(prompts):
+            if self.vocabulary and (unknown := self.vocabulary.unknown(prompt)):
+                warnings.warn(
+                    f"Prompt {row} has words that the model doesn't know: {', '.join(unknown)}. "
+                    f"It draws {self.vocabulary.draws}.",
+                    stacklevel=2,
+                )
             tokens = self._pieces.Encode(clean(prompt))
             kept, cut = tokens[: self.text_len - 1], tokens[self.text_len - 1 :]
             if cut:

@@ -384,6 +384,23 @@ def phrases() -> dict[str, Any]:
     }
 
 
+def words() -> frozenset[str]:
+    """Every word that `caption` uses."""
+
+    def texts(table):
+        return [table] if isinstance(table, str) else [text for row in table for text in texts(row)]
+
+    return frozenset(
+        re.findall(r"[a-z-]+", " ".join(["a and both", *texts([*phrases().values()])]))
+    )
+
+
+DRAWS = (
+    f"one or two shapes ({', '.join(SHAPES)}) in {', '.join(COLOURS)}, {', '.join(SIZES)}, at rest "
+    f"or moving {', '.join(DIRECTIONS)}, on a background of {', '.join(BACKGROUNDS)}"
+)
+
+
 def facts(scene: Scene) -> Facts:
     """What any caption of the scene says."""
     return Facts(

@@ -10,16 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tt_jax.checkpoint import PARTS, abstract, cast, find, load_part, save_part, write_config
+from tt_jax.checkpoint import (
+    PARTS,
+    abstract,
+    cast,
+    find,
+    load_part,
+    save_part,
+    write_config,
+    write_vocabulary,
+)
 from tt_jax.files import atomic, new_folder
 from tt_jax.models.configs import CONFIGS, ModelConfig
-from tt_jax.models.tokenizer import Tokenizer, train_sentencepiece
+from tt_jax.models.tokenizer import Tokenizer, Vocabulary, train_sentencepiece
 from tt_jax.shapes.training import stages
 from tt_jax.shapes.training.captions import read_grammar
 from tt_jax.shapes.training.optimise import Log, Params, run_stage
 from tt_jax.shapes.training.reading import questions
 from tt_jax.shapes.training.recipe import Recipe
-from tt_jax.shapes.world import caption, sample_scene
+from tt_jax.shapes.world import DRAWS, caption, sample_scene, words
 
 CAPTIONS = 6000  # that the tokenizer is made from
 
@@ -138,6 +147,7 @@ def _export(out: Path, config: ModelConfig, tokenizer: Path, params: Params) -> 
     aside = new_folder(out.with_name(f".{out.name}.part"))
     write_config(aside, config, "causal generator")
     (aside / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+    write_vocabulary(aside, Vocabulary(words(), DRAWS))
     for part in PARTS:
         save_part(aside, part, cast(params[part], jnp.bfloat16))
     shutil.rmtree(out, ignore_errors=True)
