@@ -22,7 +22,7 @@ from rich.console import Console
 
 import tt_jax
 from convert import hub
-from tt_jax import pipeline, records
+from tt_jax import cache, pipeline, records
 from tt_jax.cli import main as cli
 from tt_jax.cli import options, output, progress
 from tt_jax.evaluate import summary
@@ -183,6 +183,10 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         (["generate", "x", "--select", "none"], "resample_noise"),
         (["generate", "x", "--when", "never"], "invalid choice"),
         (["generate", "x", "--window", "3"], "longer than sink plus chunk"),
+        (["generate", "x", "--cache", "deep"], "no cache policy 'deep'"),
+        (["generate", "x", "--cache", "mem-rope:long=x"], "long is a number"),
+        (["generate", "x", "--cache", "mem-rope", "--sink", "1"], "give either"),
+        (["generate", "x", "--cache", "mem-rope", "--preset", "rolling-forcing"], "no cache"),
         (["generate", "x", "--window", "0"], "longer than sink plus chunk"),
         (["generate", "x", "--seed", "-1"], "a seed is between"),
         (["generate", "x", "--batch", "0"], "at least 1"),
@@ -434,6 +438,7 @@ def test_version_and_help(capsys, monkeypatch):
 
 
 def test_names_and_defaults_are_the_libraries():
+    assert tuple(cache.NAMES) == options.CACHES
     assert tuple(POLICIES) == options.POLICIES
     assert sorted(options.PRESETS) == sorted(NAMES)
     assert sorted(options.MODELS) == sorted(CONFIGS)

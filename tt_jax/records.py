@@ -32,8 +32,10 @@ def device() -> dict[str, Any]:
 
 
 def settings(value: Any) -> dict[str, Any]:
-    """The class and fields of a strategy or of TokenTrim."""
-    return {"name": type(value).__name__, **dataclasses.asdict(value)}
+    """The class and fields of a strategy or of TokenTrim, and so of what a field holds."""
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    held = {name: settings(v) for name, v in fields.items() if dataclasses.is_dataclass(v)}
+    return {"name": type(value).__name__, **fields, **held}
 
 
 def chunks(video: Video, sample: int) -> list[dict[str, Any]]:

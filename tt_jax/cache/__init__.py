@@ -6,7 +6,7 @@ from tt_jax.cache.fade_mem import FadeMem
 from tt_jax.cache.infinity_rope import InfinityRope
 from tt_jax.cache.long_live import LongLive
 from tt_jax.cache.mem_rope import MemRope
-from tt_jax.cache.named import NAMES, parse
+from tt_jax.cache.named import NAMES, describe, parse
 from tt_jax.cache.policy import Policy
 from tt_jax.cache.relax_forcing import RelaxForcing
 from tt_jax.cache.rolling_sink import RollingSink
@@ -26,5 +26,6 @@ __all__ = [
     "RollingSink",
     "TetherCache",
     "Window",
+    "describe",
     "parse",
 ]

@@ -36,6 +36,12 @@ def name_of(policy: Policy) -> str:
     return next(name for name, kind in NAMES.items() if type(policy) is kind)
 
 
+def describe(policy: Policy) -> str:
+    """A policy in words: its name, how many frames it spans and how many of them are sinks."""
+    settings = (f for f in dataclasses.fields(policy) if f.name == "frames" or f.name == "sink")
+    return ", ".join([name_of(policy), *(f"{f.name} {getattr(policy, f.name)}" for f in settings)])
+
+
 def sizes(name: str, window: int) -> dict[str, int]:
     """Settings with which a policy suits a model that was trained on `window` latent frames.
 

@@ -23,6 +23,18 @@ PRESETS = (
     "self-forcing+tokentrim",
     "self-forcing+tokentrim-no-flowmo",
 )
+CACHES = (
+    "window",
+    "infinity-rope",
+    "long-live",
+    "mem-rope",
+    "ema-sink",
+    "rolling-sink",
+    "relax-forcing",
+    "deep-forcing",
+    "tether-cache",
+    "fade-mem",
+)
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "shapes")
 FETCHED = ("self-forcing", "rolling-forcing", "wan2.1-1.3b", "wan2.1-14b")
 # TokenTrim's own, but for switches; a preset may have others.
@@ -57,6 +69,11 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         "--sink",
         type=int,
         help="first latent frames that are never evicted (default: the model's own)",
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="NAME[:KEY=VALUE,...]",
+        help=f"what is kept of the past, instead of a window: {', '.join(CACHES)}",
     )
     parser.add_argument(
         "--allow-bidirectional", action="store_true",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from tt_jax import pipeline, records
+from tt_jax import cache, pipeline, records
 from tt_jax.checkpoint import default_dtype, find, read_config
 from tt_jax.cli.console import say
 from tt_jax.cli.options import PLAIN, TRIMMED
@@ -47,8 +47,15 @@ def configuration(label: str, args: argparse.Namespace, model: RolloutConfig) ->
     base = {PLAIN: "self-forcing", TRIMMED: "self-forcing+tokentrim-no-flowmo"}
     strategy, trim = preset(base.get(label, label), model)
     spans = given(args, ["window", "sink"])
-    if spans and isinstance(strategy, RollingForcing):
-        raise ValueError("Rolling Forcing has a window and an anchor of its own: give neither.")
+    if (spans or args.cache) and isinstance(strategy, RollingForcing):
+        raise ValueError(
+            "Rolling Forcing has a window and an anchor of its own: give neither, and no cache."
+        )
+    if spans and args.cache:
+        raise ValueError("a cache policy has a window and sinks of its own: give either.")
+    if args.cache:
+        policy = cache.parse(args.cache, model.window)
+        spans = {"window": SelfForcing.window, "sink": SelfForcing.sink, "cache": policy}
     acts = trim.retries > 0
     trim = dataclasses.replace(trim, **given(args, trim_options()))
     return Preset(
@@ -176,7 +183,7 @@ def notes(run: Preset) -> list[str]:
     strategy, trim = run
     host = "Rolling Forcing"
     if isinstance(strategy, SelfForcing):
-        host = f"window {strategy.window}, sink {strategy.sink}"
+        host = cache.describe(strategy.policy)
     return [host, f"p {trim.p:g}, λ {trim.lam:g}, warm-up {trim.warmup}"]
 
 
