@@ -283,7 +283,8 @@ def test_a_film_of_uneven_frames_is_measured_by_the_clock(tmp_path):
     (got,) = measures.measure_files([path])
     assert abs(got.frames / got.fps - 4) < 0.1
     wanted = np.sqrt(3) * np.array([0, 0, 120, 120]) / 255
-    np.testing.assert_allclose(got.curves["colour_drift"][:4], wanted, atol=0.02)
+    # One of the 32 frames that a drift compares may lie beyond the border: 1.1 frames are allowed.
+    np.testing.assert_allclose(got.curves["colour_drift"][:4], wanted, atol=0.03)
 
 
 def test_names_of_any_script_and_sign(clips, tmp_path, capsys):
