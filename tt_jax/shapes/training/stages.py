@@ -176,12 +176,12 @@ def pictures(maker: Maker) -> Loss:
         scenes, latents, _ = _take(pool, rows, recipe.pictures.batch)
         index = jax.random.randint(frame, (len(latents),), 1, latents.shape[1])
         latents = latents[jnp.arange(len(index)), index][:, None]
-        return _flow(maker, params, scenes, latents[:, :0], latents, (level, add, speak), chunk=1)
+        return flow(maker, params, scenes, latents[:, :0], latents, (level, add, speak), chunk=1)
 
     return loss
 
 
-def _flow(maker, params, scenes, past, latents, keys, chunk=3) -> tuple[Array, dict]:
+def flow(maker, params, scenes, past, latents, keys, chunk=3) -> tuple[Array, dict]:
     """Weighted error of chunks after a clean past, and that of pure noise."""
     level, add, speak = keys
     dit, encoder = maker.models(params)
@@ -206,10 +206,10 @@ def clips(maker: Maker) -> Loss:
         keys = jax.random.split(key, 11)
         openings, longer = pools
         scenes, latents, _ = _take(openings, keys[0], recipe.openings_share * recipe.clips.batch)
-        first, of_first = _flow(maker, params, scenes, latents[:, :0], latents, keys[1:4])
+        first, of_first = flow(maker, params, scenes, latents[:, :0], latents, keys[1:4])
         scenes, latents, past = _take(longer, keys[4], recipe.clips.batch)
         past = _wobble(recipe, keys[5], past[:, :-chunk])
-        later, of_later = _flow(maker, params, scenes, past, latents[:, chunk:], keys[6:9])
+        later, of_later = flow(maker, params, scenes, past, latents[:, chunk:], keys[6:9])
         rolling = _windows(maker, params, scenes, latents, keys[9:])
         figures = {"first": of_first["noise"], "later": of_later["noise"], "rolling": rolling}
         return (first + later + rolling) / 3, figures
