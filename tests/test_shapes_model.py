@@ -1,13 +1,16 @@
 """The embedded model: small enough for the wheel, and trained."""
 
+import warnings
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import tt_jax
-from tt_jax.checkpoint import find
+from tt_jax.checkpoint import EMBEDDED, find, load_tokenizer, read_config
+from tt_jax.models.tokenizer import Vocabulary
 from tt_jax.shapes.checker import judge
-from tt_jax.shapes.world import evaluation_prompts, render
+from tt_jax.shapes.world import DRAWS, evaluation_prompts, render, words
 
 
 @pytest.fixture(scope="module")
@@ -16,15 +19,31 @@ def pipe():
 
 
 def test_weights_fit_into_the_wheel():
-    files = [path for path in find("shapes").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 12e6
+    files = [path for name in EMBEDDED for path in find(name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24e6
+
+
+def test_both_know_their_words_levels_and_the_same_latents():
+    old, young = (read_config(find(name))[0] for name in EMBEDDED)
+    assert old == young
+    assert (old.rollout.shift, old.rollout.window) == (1.0, 9)
+    for file in ("tokenizer.model", "vocabulary.json"):
+        first, second = ((find(name) / file).read_bytes() for name in EMBEDDED)
+        assert first == second
+    tokenizer = load_tokenizer(find("shapes"), old.text.text_len)
+    assert tokenizer.vocabulary == Vocabulary(words(), DRAWS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer([caption for caption, _ in evaluation_prompts()])
+    with pytest.warns(UserWarning, match="doesn't know: cat, walks, grass"):
+        tokenizer(["A cat walks on the grass"])
 
 
 def test_vae_restores_a_clip(pipe):
     (_, scene), *_ = evaluation_prompts(1)
     clip = render(scene, 33).astype(np.float32) / 127.5 - 1
     error = np.asarray(pipe.vae.decode(pipe.vae.encode(jnp.asarray(clip[None])))) - clip
-    assert -10 * np.log10(np.mean(error**2) / 4) > 24
+    assert -10 * np.log10(np.mean(error**2) / 4) > 28
 
 
 def test_videos_show_the_background_that_was_asked_for(pipe):

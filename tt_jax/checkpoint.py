@@ -36,7 +36,10 @@ PARTS: dict[str, tuple[type, type]] = {
     "text": (TextConfig, TextEncoder),
 }
 # Models that come with the package.
-EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "weights"}
+EMBEDDED = {
+    "shapes": Path(__file__).parent / "shapes" / "weights",
+    "shapes-young": Path(__file__).parent / "shapes" / "weights-young",
+}
 BATCH = 256 << 20  # bytes of arrays that are written or read at once
 ROLLOUT_VERSION = 1  # of the entry `rollout` in config.json
 # What a transformer was trained to do: only a causal generator can be rolled out.
@@ -408,7 +411,10 @@ def cast(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
 
 
 def find(model: str | Path) -> Path:
-    """The folder of a model: "shapes", or a converted checkpoint's. Raises ModelError."""
+    """The folder of a model: "shapes", "shapes-young", or a converted checkpoint's.
+
+    Raises ModelError.
+    """
     folder = EMBEDDED.get(str(model), Path(model))
     if not folder.is_dir():
         if folder.is_file():
