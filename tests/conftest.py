@@ -1,4 +1,4 @@
-"""What all tests share: strict promotion, recorded arrays, and the table of parity figures."""
+"""What all tests share: checked annotations, strict promotion, recorded arrays, parity figures."""
 
 import dataclasses
 import os
@@ -9,10 +9,30 @@ QUICK = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+
+def _jaxtyped(fn=None, **options):
+    """The hook's decorator, which leaves classes alone: JAX makes records anew with placeholders
+    (`tt_jax.contracts` looks at them where they are made), and settings look at themselves."""
+    if fn is not None:
+        return _decorate(fn, **options)
+    return lambda ours: ours if isinstance(ours, type) else _decorate(ours, **options)
+
+
+_decorate, jaxtyping.jaxtyped = jaxtyping.jaxtyped, _jaxtyped
+
+# Every annotation of ours is checked whenever a function is called; an int is a float, as it is to
+# type checkers.
+jaxtyping.install_import_hook(
+    ["tt_jax", "convert"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
 from models import write_tiny_model  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 _figures: list[tuple[str, str, str, float, float]] = []
