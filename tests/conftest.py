@@ -38,6 +38,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 _figures: list[tuple[str, str, str, float, float]] = []
 
 
+@pytest.fixture
+def unchecked():
+    """Lets wrong types through to our own refusals, as they come from people."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of arrays recorded from the originals; they are too large for the repository."""

@@ -93,11 +93,12 @@ def test_exact_frames(pipe, seconds, chunks):
 
 def test_thirty_seconds_are_41_chunks_and_480_frames(pipe, monkeypatch):
     planned = {}
-    monkeypatch.setattr(
-        pipeline.Pipeline, "_stream", lambda self, text, frames, chunks, *_: planned.update(
-            frames=frames, chunks=chunks
-        ),
-    )  # fmt: skip
+
+    def stream(self, text, frames, chunks, *_):
+        planned.update(frames=frames, chunks=chunks)
+        return iter(())
+
+    monkeypatch.setattr(pipeline.Pipeline, "_stream", stream)
     pipe.stream(PROMPT, seconds=30)
     assert planned == {"frames": 480, "chunks": 41}
 

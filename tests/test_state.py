@@ -168,6 +168,7 @@ def test_keys_that_cannot_be(dit, text, key, said):
         run(dit, text, key)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_seeds_of_64_bits():
     data = [jax.random.key_data(random_key(seed)) for seed in (0, 7, 2**32 - 1, 2**32, 2**40)]
     assert len({tuple(words.tolist()) for words in data}) == 5
@@ -225,6 +226,7 @@ def test_settings_that_cannot_be(make, said):
         make()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

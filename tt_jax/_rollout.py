@@ -140,15 +140,15 @@ def check_request(
 
 def rollout(
     dit: DiT,
-    text: Float[Array, "b l e"],
+    text: Float[Array | np.ndarray, "b l e"],
     key: Key[Array, ""] | None = None,
     *,
     chunks: int,
     grid: tuple[int, int],
     strategy: Strategy | None = None,
     trim: TokenTrim | None = None,
-    initial: Float[Array, "b given h w c"] | None = None,
-    noise: Float[Array, "chunks steps b f h w c"] | None = None,
+    initial: Float[Array | np.ndarray, "b given h w c"] | None = None,
+    noise: Float[Array | np.ndarray, "chunks steps b f h w c"] | None = None,
     state: State | None = None,
     remat: bool = False,
 ) -> Rollout:
@@ -256,14 +256,14 @@ def join(parts: Sequence[Rollout], state: State, first: int = 0) -> Rollout:
 
 def stream(
     dit: DiT,
-    text: Float[Array, "b l e"],
+    text: Float[Array | np.ndarray, "b l e"],
     key: Key[Array, ""] | None = None,
     *,
     chunks: int,
     grid: tuple[int, int],
     strategy: Strategy | None = None,
     trim: TokenTrim | None = None,
-    initial: Float[Array, "b given h w c"] | None = None,
+    initial: Float[Array | np.ndarray, "b given h w c"] | None = None,
     state: State | None = None,
     script: Mapping[int, Switch] | Callable[[int], Switch | None] | None = None,
 ) -> Iterator[Rollout]:
@@ -400,7 +400,7 @@ def _advance(*args: Any) -> Rollout:
 
 def lower(
     dit: DiT,
-    text: Float[Array | jax.ShapeDtypeStruct, "b l e"],
+    text: Float[Array | np.ndarray | jax.ShapeDtypeStruct, "b l e"],
     *,
     chunks: int,
     grid: tuple[int, int],

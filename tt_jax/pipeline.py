@@ -393,14 +393,14 @@ class Pipeline:
 
     def _stream(
         self,
-        text: Float[Array, "b l e"],
+        text: Float[Array | np.ndarray, "b l e"],
         frames: int,
         chunks: int,
         key: Key[Array, ""] | None,
         strategy: Strategy,
         trim: TokenTrim,
         size: tuple[int, int],
-        initial: Float[Array, "b t h w c"] | None,
+        initial: Float[Array | np.ndarray, "b t h w c"] | None,
         state: VideoState | None,
     ) -> Iterator[Chunk]:
         side = self.config.vae.spatial_stride

@@ -213,7 +213,7 @@ def pass_cost(asked: Request, frames: int) -> Cost:
         return jax.eval_shape(lambda: KV(jnp.zeros(shape, DTYPE), jnp.zeros(shape, DTYPE)))
 
     graph, params = nnx.split(abstract("dit", dit, DTYPE))
-    times = time_sinusoid(np.zeros((1, frames)), dit.freq_dim)
+    times = jnp.asarray(time_sinusoid(np.zeros((1, frames)), dit.freq_dim))
     shape = (asked.batch, frames, height, width, dit.channels)
     latents = jax.ShapeDtypeStruct(shape, jnp.float32)
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Real
 
 from tt_jax.settings import real, truth, whole
 from tt_jax.trim.policies import MEASURES, POLICIES, Policy, paper_drift
@@ -50,7 +50,7 @@ class TokenTrim:
     """
 
     p: float = dataclasses.field(default=0.1, metadata={"static": True})
-    lam: float | Float[Array, ""] = 2.0
+    lam: float | Real[Array, ""] = 2.0
     warmup: int = dataclasses.field(default=2, metadata={"static": True})
     retries: int = dataclasses.field(default=1, metadata={"static": True})
     when: Literal["final", "first_step"] = dataclasses.field(
