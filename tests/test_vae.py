@@ -196,8 +196,8 @@ def test_normalisation():
     video = noise(1, 1, 8, 8, 3)
     mean, log_variance = moments(plain, video)
     other_mean, other_log_variance = moments(scaled, video)
-    std = np.float32(TWICE.std)
-    np.testing.assert_allclose(other_mean * std + np.float32(TWICE.mean), mean, atol=1e-6)
+    centre, std = (np.float32(x)[None, None, None, None] for x in (TWICE.mean, TWICE.std))
+    np.testing.assert_allclose(other_mean * std + centre, mean, atol=1e-6)
     np.testing.assert_allclose(other_log_variance + 2 * np.log(std), log_variance, atol=1e-5)
     np.testing.assert_allclose(decode(scaled, other_mean), decode(plain, mean), atol=1e-5)
 

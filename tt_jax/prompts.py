@@ -75,7 +75,10 @@ def encode_prompts(
     ids, mask = load_tokenizer(folder, config.text_len)(prompts)
     origin = _origin(folder, dtype)
     paths = [_place(origin, clean(prompt)) for prompt in prompts]
-    rows = [_read(path, count, config.dim) for path, count in zip(paths, mask.sum(1), strict=True)]
+    rows = [
+        _read(path, count, config.dim)
+        for path, count in zip(paths, mask.sum(1).tolist(), strict=True)
+    ]
     if missing := [i for i, known in enumerate(rows) if known is None]:
         parts = nnx.split(load_part(folder, "text", config, dtype))
         for i in missing:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from tt_jax.lab import stats
 from tt_jax.lab.observe import CHUNK, SECOND, VIDEO
@@ -61,7 +61,7 @@ class Comparison:
         curves = _mean(np.moveaxis(np.array(rows, float), 1, -1))
         return None if np.isnan(curves).all() else curves
 
-    def regimes(self) -> dict[str, Float[np.ndarray, " some"]]:
+    def regimes(self) -> dict[str, Int[np.ndarray, " some"]]:
         """The places, among the prompts, of each regime's."""
         names = [self.study.prompts[index].regime for index in self.prompts]
         return {

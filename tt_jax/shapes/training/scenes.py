@@ -216,7 +216,7 @@ def _distance(shape: Array, radius: Array, x: Array, y: Array) -> Array:
 
 
 def render(
-    scenes: Scenes, frames: int, start: Int[Array, " b"] | int = 0
+    scenes: Scenes, frames: int, start: Int[Array, " b"] | Int[Array, ""] | int = 0
 ) -> UInt8[Array, "b t side side 3"]:
     """Frames `start` to `start + frames - 1` of every scene, as `world.render` makes them."""
 
