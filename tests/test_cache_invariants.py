@@ -108,8 +108,8 @@ def test_2_what_may_not_be_read_has_no_influence(policy):
     chunk, nor what is averaged or stored when it is accepted."""
     for part in chunks(policy)[2:CHUNKS:2]:
         context = part.state.context
-        may = buffer.prunable(context, False)[:, None] & (jnp.arange(PLACES) == 1)
-        context = dataclasses.replace(context, valid=context.valid & ~may)
+        may = buffer.prunable(context, False)[:, None] & (jnp.arange(PLACES) == 1)[None]
+        context = dataclasses.replace(context, valid=context.valid & ~may[None])
         assert bool(may.any()) and not bool(context.valid.all())
         got = [
             next_chunk(policy, dataclasses.replace(part.state, context=one), lam=1e9)
@@ -126,12 +126,12 @@ def poisoned(policy, context, may):
     hidden = (~context.valid).reshape(1, len(context.valid), -1)
     if isinstance(policy, RollingSink):
         here = context.frame == jnp.arange(len(context.frame))  # frames that are themselves
-        lost = ~memory["valid"] | (here[:, None] & may)
+        lost = ~memory["valid"] | (here[:, None] & may)[None]
         memory = memory | filled(memory["k"], memory["v"], lost.reshape(1, len(lost), -1))
     elif isinstance(policy, RelaxForcing):
         archive = memory["archive"]
         newest = archive.frame == jnp.max(archive.frame)
-        lost = ~archive.valid | (newest[:, None] & (jnp.arange(PLACES) == 1))
+        lost = ~archive.valid | (newest[:, None] & (jnp.arange(PLACES) == 1)[None])[None]
         lost = lost.reshape(1, len(lost), -1)
         archive = dataclasses.replace(archive, **filled(archive.k, archive.v, lost))
         memory = memory | {"archive": archive}

@@ -118,6 +118,7 @@ def test_a_prompt_of_another_shape_is_refused():
         next(parts)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_a_policy_does_not_have_is_refused():
     for strategy in (SelfForcing(cache=MemRope()), SelfForcing(cache=Window(9)), RollingForcing()):
         with pytest.raises(ValueError, match="has no switch 'flush': give one of none"):

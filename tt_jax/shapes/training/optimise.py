@@ -35,7 +35,7 @@ def optimizer(rate: float | Array) -> optax.GradientTransformation:
     """
 
     def dimensions(params: optax.Params) -> Any:
-        def pick(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        def pick(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
             if path[-1].key != "kernel" or leaf.ndim not in (3, 5) or min(leaf.shape[-2:]) < 8:
                 return None
             inputs = 1 if leaf.ndim == 3 else (0, 1, 2, 3)

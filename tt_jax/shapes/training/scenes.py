@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from tt_jax.nn.layers import to_rank
 from tt_jax.shapes import world
 from tt_jax.shapes.world import (
     BACKGROUNDS,
@@ -164,9 +165,9 @@ def _arrange(key, named, there, size, direction, speed) -> tuple[Array, Array]:
     unnamed = jnp.asarray(_unnamed())[there[1].astype(int), direction[0], direction[1]]
     where, off = jax.random.split(key)
     drawn = jax.random.categorical(where, jnp.where(room, 0.0, -jnp.inf), shape=(TRIES, 2))
-    place = jnp.where(named, drawn, unnamed)
+    place = jnp.where(named, drawn, unnamed[None])
     jitter = jax.random.uniform(off, (TRIES, 2, 2), minval=-world.JITTER, maxval=world.JITTER)
-    at = SIDE / 2 + jnp.asarray(cells)[place] * pitch[:, None] + jitter
+    at = SIDE / 2 + jnp.asarray(cells)[place] * pitch[None, :, None] + jitter
     move = jnp.asarray(_WAYS)[direction] * jnp.asarray(_PACE)[speed][:, None]
     radius = jnp.asarray(_RADII)[size]
     path = positions(at, move, radius, 3 * world.FPS, 0)  # tries, t, o, 2
@@ -194,9 +195,10 @@ def positions(
     start: Int[Array, ""] | int,
 ) -> Float[Array, "*b t o 2"]:
     """Centres over time: a triangle wave along each axis."""
-    time = (start + jnp.arange(frames)).astype(jnp.float32)[:, None, None]
-    free = at[..., None, :, :] + time * move[..., None, :, :]
-    low = radius[..., None, :, None]
+    rank = at.ndim + 1
+    time = to_rank((start + jnp.arange(frames)).astype(jnp.float32)[:, None, None], rank)
+    free = at[..., None, :, :] + time * to_rank(move[..., None, :, :], rank)
+    low = to_rank(radius[..., None, :, None], rank)
     span = SIDE - 2 * low
     return low + span - jnp.abs((free - low) % (2 * span) - span)
 
@@ -223,9 +225,9 @@ def render(
     def one(scene: Scenes, start: Array) -> Array:
         grid = jnp.arange(SIDE, dtype=jnp.float32) + 0.5
         tones = np.array([(tones[0], tones[-1]) for tones in BACKGROUNDS.values()], np.float32)
-        dark, bright = jnp.asarray(tones)[scene.background]
+        dark, bright = (tone[None, None, None] for tone in jnp.asarray(tones)[scene.background])
         time = (start + jnp.arange(frames)).astype(jnp.float32)[:, None]
-        along = (grid + jnp.asarray(_PANS)[scene.pan] * time) % (2 * world.STRIPE)
+        along = (grid[None] + jnp.asarray(_PANS)[scene.pan] * time) % (2 * world.STRIPE)
         cover = jnp.clip(0.5 - (jnp.abs(along - world.STRIPE) - world.STRIPE / 2), 0, 1)
         ground = dark + cover[:, None, :, None] * (bright - dark)
         image = jnp.broadcast_to(ground, (frames, SIDE, SIDE, 3))
@@ -234,11 +236,12 @@ def render(
         path = positions(scene.at, move, radius, frames, start)
         colours = jnp.asarray(np.array(list(COLOURS.values()), np.float32))
         for thing in (1, 0):
-            x = grid - path[:, thing, 0][:, None, None]
-            y = grid[:, None] - path[:, thing, 1][:, None, None]
+            x = grid[None, None] - path[:, thing, 0][:, None, None]
+            y = grid[None, :, None] - path[:, thing, 1][:, None, None]
             cover = jnp.clip(0.5 - _distance(scene.shape[thing], radius[thing], x, y), 0, 1)
             cover = jnp.where(scene.there[thing], cover, 0.0)[..., None]
-            image = image + cover * (colours[scene.colour[thing]] - image)
+            colour = colours[scene.colour[thing]][None, None, None]
+            image = image + cover * (colour - image)
         return (image + 0.5).astype(jnp.uint8)
 
     return jax.vmap(one)(scenes, jnp.broadcast_to(jnp.asarray(start), scenes.pan.shape))

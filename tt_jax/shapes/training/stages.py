@@ -68,7 +68,7 @@ class Maker(NamedTuple):
 def vae_loss(graph: nnx.GraphDef, recipe: Recipe, dtype: DTypeLike) -> Loss:
     """Reconstruction (L1 + L2) of crops around objects, of fresh scenes, and a little KL."""
 
-    def loss(params: Params, _: None, key: Key[Array, ""]) -> tuple[Array, dict]:
+    def loss(params: Params, _: Any, key: Key[Array, ""]) -> tuple[Array, dict]:
         draw, when, where, add = jax.random.split(key, 4)
         count, side = recipe.vae.batch, recipe.crop
         scenes = sample(draw, count)
@@ -116,7 +116,7 @@ def encode_pool(
         begins = jnp.arange(recipe.encode) % 2 == 0 if late else jnp.ones(recipe.encode, bool)
         video = render(scenes, length, jnp.where(begins, 0, start))
         latents = nnx.merge(graph, state).encode(video.astype(jnp.float32) / 127.5 - 1)
-        pick = jnp.where(begins, 0, skipped)[:, None] + jnp.arange(frames)
+        pick = jnp.where(begins, 0, skipped)[:, None] + jnp.arange(frames)[None]
         latents = jnp.take_along_axis(latents, pick[..., None, None, None], axis=1)
         return scenes, latents.astype(jnp.float16)
 
@@ -131,7 +131,7 @@ def encode_pool(
 def reading(maker: Maker) -> Loss:
     """The text encoder by itself, asked what captions say."""
 
-    def loss(params: Params, _: None, key: Key[Array, ""]) -> tuple[Array, dict]:
+    def loss(params: Params, _: Any, key: Key[Array, ""]) -> tuple[Array, dict]:
         draw, speak = jax.random.split(key)
         scenes = sample(draw, maker.recipe.reading.batch)
         ids, mask = say(speak, maker.grammar, scenes, maker.config.text.text_len)
@@ -251,14 +251,14 @@ def _windows(maker, params, scenes, latents, keys) -> Array:
     there, clean = ~jnp.isnan(sigma), sigma == 0
     # Where the first chunk isn't there the others move up: a video begins at its first chunk.
     moved = jnp.where(there[:, :1], 0, 1)
-    place = jnp.maximum(jnp.arange(chunks) - moved, 0)
-    frames = (chunk * place[..., None] + jnp.arange(chunk)).reshape(len(latents), -1)
+    place = jnp.maximum(jnp.arange(chunks)[None] - moved, 0)
+    frames = (chunk * place[..., None] + jnp.arange(chunk)[None, None]).reshape(len(latents), -1)
     latents = jnp.take_along_axis(latents, frames[..., None, None, None], axis=1)
-    causal = jnp.asarray(np.tril(np.ones((chunks, chunks), bool)))
+    causal = jnp.asarray(np.tril(np.ones((1, chunks, chunks), bool)))
     seen = jnp.where(clean[:, :, None], causal & clean[:, None], there[:, None])
     levels = jnp.nan_to_num(sigma, nan=1.0)
     known = np.unique(np.nan_to_num(table, nan=1.0))
-    index = jnp.argmin(jnp.abs(levels[..., None] - known), axis=-1)
+    index = jnp.argmin(jnp.abs(levels[..., None] - known[None, None]), axis=-1)
     time = jnp.asarray(time_sinusoid(known))[index]
     still = jnp.repeat(clean, chunk, axis=1)[:, :, None, None, None]
     shown = jnp.where(still, _wobble(maker.recipe, keys[1], latents), latents)
