@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
     cpu = jax.default_backend() == "cpu"
     dtype = jnp.float32 if cpu else jnp.bfloat16
     pipe = tt_jax.load("shapes", jnp.float32)
+    assert pipe.vae is not None  # the embedded model is whole
     split = {name: nnx.split(getattr(pipe, name)) for name in ("dit", "text")}
     graphs = {name: part[0] for name, part in split.items()}
     params = {name: nnx.to_pure_dict(part[1]) for name, part in split.items()}

@@ -21,7 +21,7 @@ class Phrases(NamedTuple):
     """Pieces of many phrases, padded to the longest, and how many each has."""
 
     ids: Int[np.ndarray, "*n m"]
-    count: Int[np.ndarray, " *n"]
+    length: Int[np.ndarray, " *n"]
 
 
 class Grammar(NamedTuple):
@@ -83,7 +83,7 @@ def say(
             return part[0], jnp.where(when, part[1], 0)
 
         def known(phrases: Phrases, *at: Array | int) -> tuple[Array, Array]:
-            return jnp.asarray(phrases.ids)[at], jnp.asarray(phrases.count)[at]
+            return jnp.asarray(phrases.ids)[at], jnp.asarray(phrases.length)[at]
 
         a, also, both, comma = (known(grammar.words, i) for i in range(4))
         pair = scene.there[1]

@@ -56,21 +56,21 @@ class Scenes(NamedTuple):
 def from_scenes(scenes: Sequence[Scene]) -> Scenes:
     """Scenes of `world` in this form."""
 
-    def objects(number) -> np.ndarray:
+    def objects(number, kind: type = np.int32) -> Array:
         rows = [[number(thing) for thing in scene.objects] for scene in scenes]
-        return np.array([(row + row)[:2] for row in rows])
+        return jnp.asarray(np.array([(row + row)[:2] for row in rows], kind))
 
     return Scenes(
-        np.array([[True, len(scene.objects) > 1] for scene in scenes]),
+        jnp.array([[True, len(scene.objects) > 1] for scene in scenes]),
         objects(lambda thing: SHAPES.index(thing.shape)),
         objects(lambda thing: list(COLOURS).index(thing.colour)),
         objects(lambda thing: list(SIZES).index(thing.size)),
         objects(lambda thing: [None, *DIRECTIONS].index(thing.direction)),
         objects(lambda thing: list(SPEEDS).index(thing.speed or next(iter(SPEEDS)))),
         objects(lambda thing: [None, *PLACES].index(thing.place)),
-        objects(lambda thing: (thing.x, thing.y)).astype(np.float32),
-        np.array([list(BACKGROUNDS).index(scene.background) for scene in scenes]),
-        np.array([[None, "left", "right"].index(scene.pan) for scene in scenes]),
+        objects(lambda thing: (thing.x, thing.y), np.float32),
+        jnp.array([list(BACKGROUNDS).index(scene.background) for scene in scenes]),
+        jnp.array([[None, "left", "right"].index(scene.pan) for scene in scenes]),
     )
 
 
@@ -120,7 +120,7 @@ def _sample(key: Key[Array, ""]) -> Scenes:
     shares = np.array([regime.share for regime in REGIMES.values()], np.float32)
     kind = jax.random.categorical(next(keys), jnp.log(shares))
     panning, middle = (kind == list(REGIMES).index(name) for name in ("panning", "medium"))
-    striped = np.array([name in STRIPED for name in BACKGROUNDS])
+    striped = jnp.array([name in STRIPED for name in BACKGROUNDS])
     background = _choose(next(keys), striped | ~panning)
     pan = jnp.where(panning, 1 + jax.random.randint(next(keys), (), 0, 2), 0)
 

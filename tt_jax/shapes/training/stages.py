@@ -273,7 +273,7 @@ def _windows(maker, params, scenes, latents, keys) -> Array:
 
 def own_past(maker: Maker, pool: Pool) -> Callable[[Params, Key[Array, ""]], Pool]:
     """The pool with the model's own rollouts as the past, each from its caption alone."""
-    chunk, grid = maker.config.rollout.chunk, pool.latents.shape[2:4]
+    chunk, (height, width) = maker.config.rollout.chunk, pool.latents.shape[2:4]
     strategy = SelfForcing(**vars(maker.config.rollout))
 
     def make(params: Params, key: Key[Array, ""]) -> Pool:
@@ -283,7 +283,7 @@ def own_past(maker: Maker, pool: Pool) -> Callable[[Params, Key[Array, ""]], Poo
         made = [
             rollout(
                 dit, text[i * maker.recipe.encode : (i + 1) * maker.recipe.encode], key,
-                chunks=pool.latents.shape[1] // chunk, grid=grid, strategy=strategy,
+                chunks=pool.latents.shape[1] // chunk, grid=(height, width), strategy=strategy,
                 trim=TokenTrim.off(),
             ).latents
             for i, key in enumerate(keys)
