@@ -155,6 +155,7 @@ def test_with_a_key_it_branches_off(dit, text, first):
     np.testing.assert_allclose(part.latents, one.latents[:, :3], rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("key", "said"),
     [

@@ -37,7 +37,7 @@ from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.strategies.state import State, random_key
 from tt_jax.trim.tokentrim import TokenTrim
 
-Prompt = str | Sequence[str] | Float[Array, "b l e"]
+Prompt = str | Sequence[str] | Float[Array | np.ndarray, "b l e"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

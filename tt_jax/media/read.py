@@ -275,8 +275,13 @@ def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield file, stream
 
 
+def _exact(ratio: Any) -> Fraction:
+    """A ratio of PyAV's, which from its version 19 on has a class of its own; 0 for None."""
+    return Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(0)
+
+
 def _rate(stream: VideoStream) -> Fraction:
-    return stream.average_rate or stream.guessed_rate or Fraction(FPS)
+    return _exact(stream.average_rate or stream.guessed_rate) or Fraction(FPS)
 
 
 def _decode_video(path: Path) -> Iterator[Frame]:
@@ -288,17 +293,18 @@ def _decode_video(path: Path) -> Iterator[Frame]:
         try:
             for frame in file.decode(stream):
                 at = start + (1 / rate if image else 0)  # where the file doesn't say
-                if frame.pts is not None and frame.time_base:
-                    zero = frame.pts * frame.time_base if zero is None else zero
-                    at = max(start, frame.pts * frame.time_base - zero)
+                unit = _exact(frame.time_base)
+                if frame.pts is not None and unit:
+                    zero = frame.pts * unit if zero is None else zero
+                    at = max(start, frame.pts * unit - zero)
                 if image is not None:
                     yield Frame(start, at, image)
-                length = (frame.duration or 0) * (frame.time_base or 0) or 1 / rate
-                start, image = at, _image(frame, stream.sample_aspect_ratio, convert, path)
+                length = (frame.duration or 0) * unit or 1 / rate
+                start, image = at, _image(frame, _exact(stream.sample_aspect_ratio), convert, path)
         except FFmpegError as error:
             raise ValueError(f"{path} is damaged: {error.strerror}.") from None
         end = start + length
-        said = (stream.duration or 0) * (stream.time_base or 0)
+        said = (stream.duration or 0) * _exact(stream.time_base)
         if image is None or end < said - 2 / rate:
             whole = f", not {float(said):.1f} s" if said else ""
             raise ValueError(f"{path} is damaged: it ends after {float(end):.1f}{whole}.")
@@ -306,7 +312,7 @@ def _decode_video(path: Path) -> Iterator[Frame]:
 
 
 def _image(
-    frame: av.VideoFrame, aspect: Fraction | None, convert: VideoReformatter, path: Path
+    frame: av.VideoFrame, aspect: Fraction, convert: VideoReformatter, path: Path
 ) -> Image.Image:
     """A decoded frame as players show it; `aspect` is its pixels' width over their height."""
     if frame.color_trc in HDR:
