@@ -157,9 +157,9 @@ def test_where_the_arrays_are_decides():
     tpu = jax.sharding.AbstractDevice("TPU v5 lite", None, "tpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)
     q = shape(1, 256, 2, 128)
+    here = jnp.zeros(q.shape, q.dtype, device=jax.devices("cpu")[0])
     with jax.sharding.use_abstract_mesh(mesh):
         assert choice(q, q).impl == "splash"
-        here = jnp.zeros(q.shape, q.dtype, device=jax.devices("cpu")[0])
         assert choice(here, here) == ("xla", "a cpu has no kernel of its own")
 
 

@@ -152,7 +152,7 @@ def test_recorded_activations(chunk, recorded, small):
 
 def sublayers(block, x, time, rope, text, past):
     """What the three sublayers of a block add to the stream, before their gates."""
-    m = time + wide(block.modulation[...])
+    m = time + wide(block.modulation[...])[None, None]
     shift1, scale1, gate1, shift2, scale2, _ = (m[:, :, i, None] for i in range(6))
     y = (layer_norm(x) * (1 + scale1) + shift1).reshape(1, 72, -1)
     k, v = block.self_attn.key_value(y)
