@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from convert import dit as names
 from convert.layout import check, from_params, to_params
-from tt_jax.models.dit import KV, DiT, DiTConfig
+from tt_jax.models.dit import KV, DiT, DiTConfig, reader
 from tt_jax.nn.attention import attention
 from tt_jax.nn.layers import layer_norm, patchify, wide
 from tt_jax.nn.rope import rotate, rotation
@@ -137,10 +137,10 @@ def test_recorded_activations(chunk, recorded, small):
     rope = rotation(frames, *GRID, SMALL.head_dim)
     for i in range(SMALL.layers):
         block, kv = jax.tree.map(lambda leaf, i=i: leaf[i], (small.blocks, text))
-        past = None if context is None else (context.k[i], context.v[i])
+        past = None if context is None else KV(context.k[i], context.v[i])
         if i == 0:
             ours |= sublayers(block, x, e0, rope, kv, past)
-        x, _ = block(x, e0, rope, kv, past, None)
+        x, _ = block(x, e0, kv, past, reader(rope, None))
         ours[f"block{i}"] = x.reshape(1, 72, -1)
     out, _ = forward(small, latents, sinusoid(recorded[f"{name}.t"]), text, frames, context)
     ours["head"] = patchify(out, 2)

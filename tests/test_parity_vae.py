@@ -172,7 +172,7 @@ def compare(config, frames, side, size, bound, parity_record):
     vae = converted("vae", names.diffusers, arrays_of(model), config)
     video, latents = sample(config, frames, side)
     mean, log_variance = torch_encode(model, video)
-    normalised = (mean - np.float32(config.mean)) / np.float32(config.std)
+    normalised = (np.asarray(mean) - np.float32(config.mean)) / np.float32(config.std)
     value = distance(encode(vae, video), normalised)
     parity_record("VAE encode", "diffusers", size, value, bound)
     out = np.asarray(encode_moments(vae, video)[1]) + 2 * np.log(np.float32(config.std))
