@@ -190,6 +190,7 @@ def test_continuing_by_less_than_is_there(pipe, video, tmp_path):
     style.save(drift.picture({"TokenTrim": more}, PROMPT), tmp_path / "a.png")
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("seed", [-1, 2**64, 0.5])
 def test_seeds_that_would_be_another(pipe, seed):
     with pytest.raises(ValueError, match="seed must be a whole number from 0 to 18446744"):

@@ -133,7 +133,7 @@ def _course(video: Video, sample: int) -> _Course:
 
 
 def _highest(drift: Float[np.ndarray, "chunks h w"]) -> float:
-    return max(drift[np.isfinite(drift)], default=1.0)
+    return float(max(drift[np.isfinite(drift)], default=1.0))
 
 
 def columns(triggered: Bool[np.ndarray, " chunks"]) -> list[int]:
