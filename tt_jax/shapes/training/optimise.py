@@ -126,7 +126,7 @@ def run_stage(
     while spent < seconds:
         if held is None or (stage.refresh and scans % stage.refresh == 0):
             held = data(state["average"], jax.random.fold_in(key, 2**20 + scans))
-        rate = rate_at(stage, spent / seconds)
+        rate = rate_at(stage, max(spent / seconds, WARMUP / 2))  # else the first scan does nothing
         state, figures = scan(state, held, key, jnp.float32(rate))
         figures = {name: float(value) for name, value in figures.items()}  # waits for the device
         scans, spent = scans + 1, time.time() - began
