@@ -142,9 +142,7 @@ def test_rank_promotion(dit, text, name):
             jax.eval_shape(partial(run, dit, strategy=STRATEGIES[name], trim=trim), text)
 
 
-@pytest.mark.parametrize(
-    "name", ["self"]
-)  # Rolling Forcing hands over numbers between its programs
+@pytest.mark.parametrize("name", ["self"])  # not in Rolling Forcing, between programs
 def test_transfer_guard(dit, text, plain, name):
     """Nothing moves between host and device unasked, but what the caller gives."""
     key = jax.random.key(0)
