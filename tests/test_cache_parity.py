@@ -125,7 +125,8 @@ def test_relax_forcing(methods, dit, parity_record):
     shown = [-1] + [int(context.memory["shown"][0]) for context in contexts[:-1]]
     np.testing.assert_array_equal(shown, arrays["history.chosen_frame"])
     for chunk in range(2, len(contexts)):
-        archive, newest = contexts[chunk - 1].memory["archive"], jnp.asarray(3 * chunk - 1)
+        archive = jax.tree.map(jnp.asarray, contexts[chunk - 1].memory["archive"])
+        newest = jnp.asarray(3 * chunk - 1)
         score, frame = policy._scores(archive, jnp.asarray(2), newest)
         for i, candidate in enumerate(arrays["history.candidate_frame"][chunk]):
             if candidate >= 0:

@@ -43,9 +43,9 @@ Read = Callable[[Any, Array, Array, Array], tuple[Array, Any]]
 
 
 def reader(
-    rope: tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]],
+    rope: tuple[Float[Array, "t *n pairs"], Float[Array, "t *n pairs"]],
     mask: Bool[Array, "#b #t keys"] | None = None,
-    past_rope: tuple[Float[Array, "s pairs"], Float[Array, "s pairs"]] | None = None,
+    past_rope: tuple[Float[Array, "s *n pairs"], Float[Array, "s *n pairs"]] | None = None,
     rotated: bool = False,
     bias: Float[Array, " keys"] | None = None,
 ) -> Read:

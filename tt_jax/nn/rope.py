@@ -77,9 +77,12 @@ def rotation_at(
     return cos, sin
 
 
+_Turn = Float[Array, "*b f pairs"] | Float[Array, "*b f n pairs"]
+
+
 def _in_time(
     frames: Int[Array, "*b f"], head_dim: int, bases: tuple[float, ...] | None
-) -> tuple[Float[Array, "*b f pairs"], Float[Array, "*b f pairs"]]:
+) -> tuple[_Turn, _Turn]:
     """Cosines and sines of the channel pairs that carry time; with `bases` an axis of heads."""
     time = _frequencies(head_dim)[0]
     steps = np.arange(FRAME_TABLE, dtype=np.float64)[:, None]
