@@ -89,7 +89,23 @@ def check_request(
     noise: Any,
     state: State | None,
 ) -> None:
-    """Raises ValueError, in one sentence, for a rollout that can't be; arguments as `rollout`'s."""
+    """Refuses a rollout that can't be, before anything is compiled.
+
+    Args:
+        dit: as in `rollout`, and so are the others.
+        text: prompt embeddings.
+        key: source of all noise.
+        grid: height and width of the latents.
+        strategy: how chunks are made.
+        trim: TokenTrim's settings.
+        chunks: how many.
+        initial: latent frames to start from.
+        noise: recorded noise.
+        state: to continue from.
+
+    Raises:
+        ValueError: shapes, dtypes or settings don't fit together; one sentence says which.
+    """
     config = dit.config
     # Those that a continued rollout makes again, since they were still in flight, included.
     made = chunks + (0 if state is None else strategy.lag)
@@ -243,6 +259,9 @@ def join(parts: Sequence[Rollout], state: State, first: int = 0) -> Rollout:
         parts: of the same samples.
         state: that of the whole.
         first: the chunk to begin with.
+
+    Returns:
+        Their chunks from `first` on as one rollout.
     """
     fields = {}
     for field in dataclasses.fields(Rollout):

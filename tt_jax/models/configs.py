@@ -13,10 +13,13 @@ FPS = 16  # frames a second of every model's videos
 class RolloutConfig:
     """How a model was trained to be rolled out; the defaults are Self Forcing's.
 
-    steps: nominal denoising steps of 1000. shift: of the schedule that turns them into noise
-        levels; None if they are levels as they stand (step / 1000).
-    chunk: latent frames a chunk. window: latent frames that attention spans. sink: frames at the
-        video's start that stay in it.
+    Args:
+        steps: nominal denoising steps of 1000.
+        shift: of the schedule that turns them into noise levels; None if they are levels as they
+            stand (step / 1000).
+        chunk: latent frames of a chunk.
+        window: latent frames that attention spans.
+        sink: frames at the video's start that stay in it.
     """
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -28,9 +31,14 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a whole model: transformer, VAE and text encoder.
+    """Sizes of a whole model.
 
-    size: height and width of its videos in pixels. rollout: how it was trained to be rolled out.
+    Args:
+        dit: of the transformer.
+        vae: of the VAE.
+        text: of the text encoder.
+        size: height and width of its videos in pixels.
+        rollout: how it was trained to be rolled out.
     """
 
     dit: DiTConfig

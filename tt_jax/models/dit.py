@@ -30,7 +30,12 @@ from tt_jax.settings import sizes
 
 
 class KV(NamedTuple):
-    """Keys and values of all layers, `[L, B, S, N, H]` each."""
+    """Keys and values of all layers.
+
+    Attributes:
+        k: keys `[L, B, S, N, H]`, normed; rotated or not is for whoever caches them to know.
+        v: values `[L, B, S, N, H]`.
+    """
 
     k: Float[Array, "l b s n h"]
     v: Float[Array, "l b s n h"]
@@ -241,9 +246,13 @@ class DiT(nnx.Module):
         self.head = Linear(dim, values, dtype=dtype, rngs=rngs)
 
     def encode_text(self, text: Float[Array, "b l e"]) -> KV:
-        """Cross-attention keys and values of a prompt, `[L, B, l, N, H]`; once per prompt.
+        """Cross-attention keys and values of a prompt; once per prompt.
 
-        `text` is padded with zero rows to `text_len`, and every row is attended, as in Wan.
+        Args:
+            text: embeddings, padded with zero rows to `text_len`; every row is attended, as in Wan.
+
+        Returns:
+            Both `[L, B, text_len, N, H]`.
         """
         rows = self.text_embedding(text)
         return KV(*jax.lax.map(lambda block: block.cross_attn.key_value(rows), self.blocks))
@@ -251,7 +260,14 @@ class DiT(nnx.Module):
     def embed_time(
         self, sinusoid: Float[Array, "#b f e"]
     ) -> tuple[Float[Array, "#b f d"], Float[Array, "#b f 6 d"]]:
-        """Embedding of the noise levels and its six modulations; at least float32."""
+        """Embedding of noise levels and its six modulations.
+
+        Args:
+            sinusoid: of each frame's level, from `schedule.time_sinusoid`.
+
+        Returns:
+            `[B or 1, F, D]` and `[B or 1, F, 6, D]`, at least float32.
+        """
         first, second, last = (
             # Each of them has a bias.
             (wide(part.kernel[...]), to_rank(wide(part.bias[...]), 3))  # pyright: ignore[reportOptionalSubscript]
@@ -278,22 +294,31 @@ class DiT(nnx.Module):
     ) -> tuple[Float[Array, "b f h w c"], Any]:
         """One pass: the flow (noise - x0) of every frame, and the frames' own keys and values.
 
-        latents: noisy frames, channels-last.
-        time: sinusoids of the frames' noise levels, from `schedule.time_sinusoid`.
-        text: from `encode_text`.
-        frames: absolute index of each frame in the video, for the rotary positions.
-        context: keys and values of S earlier tokens; read, never written.
-        mask: which of the S + T keys (context first) a query may see; `[B or 1, T or 1, S + T]`.
-        positions: frame index of each frame of the context, whose keys aren't rotated then. Without
-            it they are.
-        rotated: whether the returned keys are rotated, to `frames`. If not, whoever caches them
-            decides on their positions.
-        read: how layers read a past of any kind: `context` is a pytree whose arrays have a leading
-            axis of layers, and what `read` returns of each layer stands in the place of keys and
-            values. Mask, positions and `rotated` are its own affair then, and `frames` unused.
-        remat: recompute each block in the backward pass instead of keeping its activations.
-
         Keys are rotated layer by layer: all layers' at once would be another K/V buffer.
+
+        Args:
+            latents: noisy frames, channels-last.
+            time: sinusoids of the frames' noise levels, from `schedule.time_sinusoid`.
+            text: from `encode_text`.
+            frames: absolute index of each frame in the video, for the rotary positions.
+            context: keys and values of S earlier tokens; read, never written.
+            mask: which of the S + T keys (context first) a query may see.
+            positions: frame index of each frame of the context, whose keys aren't rotated then.
+                Without it they are.
+            rotated: whether the returned keys are rotated, to `frames`. If not, whoever caches them
+                decides on their positions.
+            read: how layers read a past of any kind: `context` is a pytree whose arrays have a
+                leading axis of layers, and what `read` returns of each layer stands in the place of
+                keys and values. Mask, positions and `rotated` are its own affair then, and `frames`
+                unused.
+            remat: recompute each block in the backward pass instead of keeping its activations.
+
+        Returns:
+            The flow, in the dtype of the weights, and keys and values as a `KV` (or what `read`
+            returns, with a leading axis of layers).
+
+        Raises:
+            ValueError: the latents can't be cut into patches.
         """
         config = self.config
         height, width = latents.shape[2:4]

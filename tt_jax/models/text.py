@@ -117,7 +117,16 @@ class TextBlock(nnx.Module):
     def attend(
         self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"], buckets: Int[np.ndarray, "L L"]
     ) -> Float[Array, "B L D"]:
-        """Self-attention over the keys that `mask` allows, without scaling of the logits."""
+        """Self-attention with the relative position bias, without scaling of the logits (as in T5).
+
+        Args:
+            x: normed rows.
+            mask: keys that may be seen.
+            buckets: from `relative_buckets`.
+
+        Returns:
+            What is added to the rows.
+        """
         q, k, v = (
             y.reshape(*y.shape[:2], self.heads, -1) for y in (self.q(x), self.k(x), self.v(x))
         )
@@ -133,7 +142,16 @@ class TextBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"], buckets: Int[np.ndarray, "L L"]
     ) -> Float[Array, "B L D"]:
-        """One layer; `mask` is True where a key may be seen."""
+        """One layer.
+
+        Args:
+            x: rows of the prompts.
+            mask: keys that may be seen.
+            buckets: from `relative_buckets`.
+
+        Returns:
+            The rows after it.
+        """
         x = x + self.attend(self.norm1(x), mask, buckets)
         y = self.norm2(x)
         return x + self.fc2(self.fc1(y) * gelu(self.gate(y)))

@@ -26,7 +26,12 @@ def clean(prompt: str) -> str:
 
 
 class Vocabulary(NamedTuple):
-    """All words that a small model was trained with, in lower case, and what it can draw."""
+    """What a small model was trained with.
+
+    Attributes:
+        words: all words that it knows, in lower case.
+        draws: what it can draw, as a phrase.
+    """
 
     words: frozenset[str]
     draws: str

@@ -13,7 +13,12 @@ from tt_jax.sharding import sharded
 
 
 class Choice(NamedTuple):
-    """An implementation of attention, and in a few words why it and no other."""
+    """An implementation of attention.
+
+    Attributes:
+        impl: its name, as `attention` takes it.
+        why: it and no other, in a few words.
+    """
 
     impl: str
     why: str

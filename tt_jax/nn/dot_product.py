@@ -56,10 +56,17 @@ def xla(
 
 
 def block_size(length: int, most: int) -> int:
-    """Size of the blocks, at most `most`, into which `length` queries are cut.
+    """Size of the blocks into which queries are cut.
 
     One that divides the length if it is at least half of `most`; else as few blocks as possible,
     about equal, of which the last is padded: a prime number costs what its neighbours do.
+
+    Args:
+        length: number of queries.
+        most: the largest size.
+
+    Returns:
+        Queries in a block.
     """
     for size in range(most, (most - 1) // 2, -1):
         if length % size == 0:

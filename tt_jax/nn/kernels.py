@@ -24,9 +24,14 @@ ROWS, LANES = 16, 128  # multiples of which blocks are: of queries (bfloat16's t
 
 
 def blocks(length: int, unit: int) -> tuple[int, int]:
-    """Size of the blocks, a multiple of `unit`, and the length padded to whole blocks.
+    """As few blocks as possible, then as small as possible.
 
-    As few blocks as possible, then as small as possible.
+    Args:
+        length: of what is cut.
+        unit: of whose multiples a block is.
+
+    Returns:
+        Size of a block, at most `BLOCK`, and the length padded to whole blocks.
     """
     count = -(-length // BLOCK)
     size = -(-length // (count * unit)) * unit
@@ -41,10 +46,19 @@ def splash(
     mask: Bool[Array, "#b 1 s"] | None,
     interpret: bool = False,
 ) -> Float[Array, "b t n h"]:
-    """Pallas's splash attention on a TPU; keys that the mask hides, and padding, are a segment of
-    their own. Its gradient is `xla`'s.
+    """Pallas's splash attention on a TPU, with the gradient of `xla`.
 
-    interpret: run the kernel's body step by step on any device, to test it.
+    Keys that the mask hides, and padding, are a segment of their own.
+
+    Args:
+        q: queries `[B, T, N, H]`.
+        k: keys `[B, S, N, H]`.
+        v: values `[B, S, N, H]`.
+        mask: which keys a sample's queries may see, `[B or 1, 1, S]`; None for all.
+        interpret: run the kernel's body step by step on any device, to test it.
+
+    Returns:
+        `[B, T, N, H]`.
     """
     b, t, n, h = q.shape
     s = k.shape[1]
@@ -87,9 +101,17 @@ splash.defvjp(_forward, _backward)
 def compact(
     k: Float[Array, "b s n h"], v: Float[Array, "b s n h"], mask: Bool[Array, "#b 1 s"]
 ) -> tuple[Float[Array, "b s n h"], Float[Array, "b s n h"], Int[Array, " b"]]:
-    """Keys and values with those that the mask allows in front, in their order, and how many.
+    """Keys and values with those that the mask allows in front, in their order.
 
     Exact, since attention doesn't care in which order keys stand once their positions are in them.
+
+    Args:
+        k: keys `[B, S, N, H]`.
+        v: values `[B, S, N, H]`.
+        mask: which keys a sample's queries may see, `[B or 1, 1, S]`.
+
+    Returns:
+        Keys, values, and the number of allowed ones of each sample, int32.
     """
     seen = jnp.broadcast_to(mask[:, 0], k.shape[:2])
     order = jnp.argsort(~seen, axis=1, stable=True)[..., None, None]
@@ -104,8 +126,21 @@ def cudnn(
     mask: Bool[Array, "#b 1 s"] | None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "b t n h"]:
-    """cuDNN's flash attention. A mask would become a bias `[B, N, T, S]` in full, so the keys are
-    compacted and their number is given instead."""
+    """cuDNN's flash attention on an NVIDIA GPU.
+
+    A mask would become a bias `[B, N, T, S]` in full, so the keys are compacted and their number is
+    given instead.
+
+    Args:
+        q: queries `[B, T, N, H]`.
+        k: keys `[B, S, N, H]`.
+        v: values `[B, S, N, H]`.
+        mask: which keys a sample's queries may see, `[B or 1, 1, S]`; None for all.
+        implementation: "xla" takes the same way on any device, to test it.
+
+    Returns:
+        `[B, T, N, H]`.
+    """
     length = None
     if mask is not None:
         k, v, length = compact(k, v, mask)

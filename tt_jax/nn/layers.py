@@ -18,9 +18,16 @@ def wide(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 def to_rank(x: Shaped[Array, "*s"], rank: int) -> Shaped[Array, "*r"]:
-    """`x` with axes of size one in front, `rank` axes in all: broadcasting that is asked for.
+    """Broadcasting that is asked for: axes of size one in front.
 
     (JAX does the same unasked, but for people who run with `jax_numpy_rank_promotion="raise"`.)
+
+    Args:
+        x: an array of at most `rank` axes.
+        rank: number of axes.
+
+    Returns:
+        `x` with that many.
     """
     return jnp.expand_dims(x, tuple(range(rank - x.ndim)))
 
@@ -55,7 +62,15 @@ class RMSNorm(nnx.Module):
 
 
 def layer_norm(x: Float[Array, "*s d"], eps: float = 1e-6) -> Float[Array, "*s d"]:
-    """Layer norm over the last axis without scale and bias; returns at least float32."""
+    """Layer norm over the last axis without scale and bias.
+
+    Args:
+        x: of any shape.
+        eps: added to the variance.
+
+    Returns:
+        The same shape, at least float32.
+    """
     y = wide(x)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
@@ -81,7 +96,15 @@ def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 def patchify(
     frames: Float[Array, "*b h w c"], patch: int
 ) -> Float[Array, "*b h//{patch}*w//{patch} {patch}*{patch}*c"]:
-    """Cuts frames into `patch x patch` tokens, row by row; their values (row, column, channel)."""
+    """Cuts frames into tokens, row by row.
+
+    Args:
+        frames: height and width are multiples of `patch`.
+        patch: side of a token.
+
+    Returns:
+        Tokens, the values of each in the order (row, column, channel).
+    """
     *lead, h, w, c = frames.shape
     x = frames.reshape(*lead, h // patch, patch, w // patch, patch, c)
     return jnp.swapaxes(x, -4, -3).reshape(*lead, -1, patch * patch * c)
@@ -90,7 +113,17 @@ def patchify(
 def unpatchify(
     tokens: Float[Array, "*b n d"], patch: int, height: int, width: int
 ) -> Float[Array, "*b {height} {width} c"]:
-    """The inverse of `patchify`, for frames of `height x width`."""
+    """The inverse of `patchify`.
+
+    Args:
+        tokens: of whole frames, row by row.
+        patch: side of a token.
+        height: of the frames.
+        width: of the frames.
+
+    Returns:
+        The frames, channels-last.
+    """
     *lead, _, d = tokens.shape
     x = tokens.reshape(*lead, height // patch, width // patch, patch, patch, d // patch**2)
     return jnp.swapaxes(x, -4, -3).reshape(*lead, height, width, -1)

@@ -31,10 +31,19 @@ def rotation(
 ) -> tuple[Float[Array, "t *n pairs"], Float[Array, "t *n pairs"]]:
     """Cosines and sines of the 3D rotary positions of `f x height x width` tokens, in that order.
 
-    `frames` are absolute frame indices, of any size: the angle is put together from two tables
-    made in float64 on the host (`frame % 4096`, `frame // 4096`), right to 8e-8 where a float32
-    product of position and frequency is off by 2e-3 at frame 100,000. `bases` gives every head a
-    base of its own in time, in the place of 10000, and an axis of heads.
+    The angle is put together from two tables made in float64 on the host (`frame % 4096`, `frame //
+    4096`), right to 8e-8 where a float32 product of position and frequency is off by 2e-3 at frame
+    100,000.
+
+    Args:
+        frames: absolute frame indices, of any size.
+        height: rows of tokens of a frame.
+        width: columns of tokens of a frame.
+        head_dim: width of an attention head.
+        bases: a base of its own in time for every head, in the place of 10000.
+
+    Returns:
+        Cosines and sines, `[t, head_dim / 2]`; with `bases` `[t, heads, head_dim / 2]`.
     """
     cos_t, sin_t = _in_time(frames, head_dim, bases)
     _, high, wide_ = _frequencies(head_dim)
@@ -63,7 +72,19 @@ def rotation_at(
     head_dim: int,
     bases: tuple[float, ...] | None = None,
 ) -> tuple[Float[Array, "*b t n pairs"], Float[Array, "*b t n pairs"]]:
-    """`rotation` of tokens one by one: their frames, and their places in a frame's grid."""
+    """`rotation` of tokens one by one.
+
+    Args:
+        frames: each token's frame.
+        places: each token's place in a frame's grid, row by row.
+        height: rows of tokens of a frame.
+        width: columns of tokens of a frame.
+        head_dim: width of an attention head.
+        bases: as in `rotation`.
+
+    Returns:
+        Cosines and sines with an axis of heads, of size one without `bases`.
+    """
     turns = _in_time(frames, head_dim, bases)
     still = rotation(jnp.zeros((1,), jnp.int32), height, width, head_dim)
 
@@ -100,9 +121,15 @@ def rotate(
     x: Float[Array, "*b t n h"],
     by: tuple[Array, Array],
 ) -> Float[Array, "*b t n h"]:
-    """Turns adjacent channel pairs (2i, 2i + 1) by `rotation`'s angles; in at least float32.
+    """Turns adjacent channel pairs (2i, 2i + 1), in at least float32.
 
-    by: cosines and sines `[t, pairs]`, or as `x` is shaped, an axis of heads included.
+    Args:
+        x: queries or keys.
+        by: cosines and sines from `rotation`, `[t, pairs]`; or with an axis of heads, shaped like
+            `x` or its last three axes.
+
+    Returns:
+        `x` turned, in its own dtype.
     """
     kind = wide_dtype(x.dtype)  # which under x64 that of the tables isn't
     placed = (part[:, None] if part.ndim == 2 else part for part in by)

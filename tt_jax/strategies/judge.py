@@ -40,13 +40,30 @@ class Attempt:
 def share_of_frames(
     dropped: Bool[Array, "b s p"], may_drop: Bool[Array, " s"]
 ) -> Float[Array, "b p"]:
-    """In what share of the slots that may lose entries each position was dropped."""
+    """In what share of the slots that may lose entries each position was dropped.
+
+    Args:
+        dropped: entries that were.
+        may_drop: the slots.
+
+    Returns:
+        Shares in [0, 1], float32; 0 where no slot may lose any.
+    """
     lost = jnp.sum(dropped, axis=1).astype(jnp.float32)
     return lost / jnp.maximum(jnp.sum(may_drop), 1).astype(jnp.float32)
 
 
 def choose(use: Bool[Array, " b"], yes: Any, no: Any) -> Any:
-    """Per sample, the leaves of `yes` or of `no`."""
+    """One of two trees, sample by sample.
+
+    Args:
+        use: the samples that take `yes`.
+        yes: a pytree of arrays, the first axis of each the batch.
+        no: another of the same shapes.
+
+    Returns:
+        The tree of what each sample takes.
+    """
     return jax.tree.map(lambda y, n: jnp.where(use.reshape(-1, *[1] * (y.ndim - 1)), y, n), yes, no)
 
 

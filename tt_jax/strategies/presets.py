@@ -14,7 +14,12 @@ from tt_jax.trim.tokentrim import TokenTrim
 
 
 class Preset(NamedTuple):
-    """What `rollout` and `Pipeline.generate` take."""
+    """What `rollout` and `Pipeline.generate` take.
+
+    Attributes:
+        strategy: how chunks are made.
+        trim: TokenTrim's settings.
+    """
 
     strategy: SelfForcing | RollingForcing
     trim: TokenTrim

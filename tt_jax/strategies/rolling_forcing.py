@@ -90,6 +90,9 @@ class RollingForcing:
             batch: number of samples.
             grid: height and width of the latents.
             key: source of all noise.
+
+        Returns:
+            A state without any frame and with nothing in its window.
         """
         # Keys are cached without rotation: where the anchor stands changes from window to window.
         slots, sink = self.slots, self.chunk
@@ -115,6 +118,9 @@ class RollingForcing:
             state: from `start`.
             initial: the block's frames.
             remat: as in `step`.
+
+        Returns:
+            The state before the first window, after that block.
         """
         context = self._remember(
             dit, text, dataclasses.replace(state, frame=jnp.zeros_like(state.frame)), initial, remat
@@ -128,16 +134,27 @@ class RollingForcing:
         )
 
     def close(self, state: State) -> State:
-        """From here on no new block enters the window."""
+        """Lets no new block enter the window from here on.
+
+        Args:
+            state: before the next window.
+
+        Returns:
+            The state whose further windows only finish what they hold.
+        """
         return dataclasses.replace(state, flight=Flight(_flight(state).x0, state.chunk))
 
     def check(self, chunks: int, trim: TokenTrim, given: int) -> None:
-        """Raises ValueError, in one sentence, for a rollout that can't be.
+        """Refuses a rollout that can't be.
 
         Args:
             chunks: blocks, those in flight of a rollout that is continued included.
             trim: TokenTrim's settings.
-            given: frames to start from.
+            given: latent frames to start from.
+
+        Raises:
+            ValueError: there are fewer blocks than steps, the given frames aren't one block, or
+                TokenTrim is to measure a first step or to prune the anchor.
         """
         if chunks < len(self.steps):
             raise ValueError(
@@ -167,6 +184,9 @@ class RollingForcing:
             state: before the window.
             shape: `[B, F, h, w, C]` of one block.
             attempt: number of the attempt, from 0; a further one goes on counting steps.
+
+        Returns:
+            Standard normal noise in the latents' dtype.
         """
         steps = jnp.arange(len(self.steps), dtype=jnp.int32)
         first = attempt * len(self.steps)
@@ -181,6 +201,9 @@ class RollingForcing:
         Args:
             noise: block by block; the first blocks are those in flight unless `fresh`.
             fresh: whether the rollout starts, and doesn't continue one.
+
+        Returns:
+            The noise of each window.
         """
         blocks, steps = noise.shape[:2]
         windows = blocks + (self.lag if fresh else 0)

@@ -37,6 +37,9 @@ def check_steps(steps: Any) -> tuple[int, ...]:
     Args:
         steps: whole numbers in any sequence, from the noisiest down.
 
+    Returns:
+        The steps, each an int.
+
     Raises:
         ValueError: there is none, one lies outside of 1 to 1000, or they don't descend.
     """
@@ -51,10 +54,15 @@ def check_steps(steps: Any) -> tuple[int, ...]:
 
 
 def warp(steps: tuple[int, ...], shift: float | None = SHIFT) -> tuple[float, ...]:
-    """Noise levels of the nominal denoising steps (1000 is pure noise), warped by the shift.
+    """Noise levels of nominal denoising steps, warped by the shift.
 
-    shift: how far the levels are moved up: a level s becomes `shift s / (1 + (shift - 1) s)`. None
-        takes the levels as they stand, step / 1000.
+    Args:
+        steps: from 1 to 1000, which is pure noise.
+        shift: how far the levels are moved up: a level s becomes `shift s / (1 + (shift - 1) s)`.
+            None takes the levels as they stand, step / 1000.
+
+    Returns:
+        A level in (0, 1] for each step.
     """
     if shift is None:
         return tuple(step / TRAIN_STEPS for step in steps)
@@ -63,7 +71,14 @@ def warp(steps: tuple[int, ...], shift: float | None = SHIFT) -> tuple[float, ..
 
 
 def check_shift(shift: float | None) -> None:
-    """Raises ValueError for a shift that makes no noise levels."""
+    """Refuses a shift that makes no noise levels.
+
+    Args:
+        shift: as in `warp`.
+
+    Raises:
+        ValueError: it is neither None nor a finite number above 0.
+    """
     if shift is not None and real("the schedule's shift", shift) <= 0:
         raise ValueError(f"the schedule's shift must be above 0, or None, not {shift}.")
 
@@ -79,6 +94,9 @@ def time_sinusoid(
     Args:
         sigma: noise levels in [0, 1].
         width: of a sinusoid, the transformer's `config.freq_dim`.
+
+    Returns:
+        A row of `width` for each level.
     """
     half = width // 2
     frequency = 10000.0 ** (-np.arange(half, dtype=np.float64) / half)

@@ -31,14 +31,21 @@ class SelfForcing:
 
     All frames are latent frames, each four frames of Wan's videos.
 
-    window, sink, relative: short for `cache=Window(window, sink, relative)`, see there.
-    cache: what is kept of the past and how it is read, a policy of `tt_jax.cache`.
-    steps: nominal denoising steps of 1000. shift: what warps them into noise levels, a number of
-        the model (Wan's is 5); None takes them as they stand.
-    chunk: latent frames per chunk.
-    guidance: FlowMo's, of the latent while it is denoised.
+    Args:
+        window: frames that attention spans, the chunk included. With `sink` and `relative` short
+            for `cache=Window(window, sink, relative)`, see there.
+        sink: frames at the start of the video that are never evicted.
+        steps: nominal denoising steps of 1000, descending.
+        chunk: frames of a chunk.
+        guidance: FlowMo's, of the latent while it is denoised.
+        relative: count rotary positions from the window's first frame instead of the video's.
+        cache: what is kept of the past and how it is read, a policy of `tt_jax.cache`.
+        shift: what warps the steps into noise levels, a number of the model (Wan's is 5); None
+            takes them as they stand.
 
-    Raises ValueError for a window without room for the past, or a chunk that FlowMo can't guide.
+    Raises:
+        ValueError: a setting is of another type or out of its range, the window has no room for the
+            past, or chunks are too short for FlowMo.
     """
 
     window: int = 21
@@ -96,20 +103,49 @@ class SelfForcing:
         return self.chunk
 
     def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]) -> State:
-        """The state before the first chunk; `grid` is the latents' height and width."""
+        """The state before the first chunk.
+
+        Args:
+            dit: the transformer.
+            batch: number of samples.
+            grid: height and width of the latents.
+            key: source of all noise.
+
+        Returns:
+            A state without any frame.
+        """
         sink = self.policy.sinks
         state = empty_state(dit, batch, grid, key, slots=self.slots, sink=sink, strategy=self)
         return dataclasses.replace(state, context=self.policy.start(state.context, self.chunk))
 
     def check(self, chunks: int, trim: TokenTrim, given: int) -> None:
-        """Raises ValueError if a rollout of `chunks` chunks after `given` frames can't be."""
+        """Refuses a rollout that can't be.
+
+        Args:
+            chunks: how many.
+            trim: TokenTrim's settings, all of which go with it.
+            given: latent frames to start from, any number.
+
+        Raises:
+            ValueError: there is no chunk.
+        """
         if chunks < 1:
             raise ValueError(f"chunks must be at least 1, not {chunks}.")
 
     def noise(
         self, state: State, shape: tuple[int, ...], attempt: int = 0
     ) -> Float[Array, "steps b f h w c"]:
-        """Noise of every step of the next chunk; a fresh attempt goes on counting steps."""
+        """Noise of every step of the next chunk.
+
+        Args:
+            state: before the chunk.
+            shape: `[B, F, h, w, C]` of the chunk.
+            attempt: number of the attempt, from 0; a further one goes on counting steps.
+
+        Returns:
+            Standard normal noise in the latents' dtype. Where the cache policy repeats noise, step
+            0 of every chunk has that of the first chunk.
+        """
         count = len(self.steps)
         chunks = jnp.full((count,), state.chunk)
         if self.policy.repeats_noise:
@@ -165,7 +201,18 @@ class SelfForcing:
     def remember(
         self, dit: DiT, text: KV, state: State, x0: Float[Array, "b f h w c"], remat: bool = False
     ) -> State:
-        """Appends accepted frames to the context, by one pass at noise level 0."""
+        """Appends accepted frames to the context, by one pass at noise level 0.
+
+        Args:
+            dit: the transformer.
+            text: from its `encode_text`.
+            state: before the frames.
+            x0: the frames, without noise.
+            remat: recompute activations in the backward pass.
+
+        Returns:
+            The state after the frames.
+        """
         size = x0.shape[1]
         tokens = measure.frame_tokens(x0, dit.config.patch)
         sinusoid = jnp.asarray(time_sinusoid(np.zeros((1, size)), dit.config.freq_dim))
@@ -191,9 +238,17 @@ class SelfForcing:
         return dit(latents, sinusoid, text, None, past, read=read, remat=remat)
 
     def switch(self, dit: DiT, text: KV, state: State, grid: tuple[int, int], how: str) -> State:
-        """The state as the next chunk finds it under another prompt, `text`.
+        """The state as the next chunk finds it under another prompt.
 
-        grid: the latents' height and width. how: one of the cache policy's `switches`.
+        Args:
+            dit: the transformer.
+            text: the new prompt's, from `encode_text`.
+            state: after the last chunk of the old prompt.
+            grid: height and width of the latents.
+            how: one of the cache policy's `switches`.
+
+        Returns:
+            The state, which differs in its context alone.
         """
         patch = dit.config.patch
 
@@ -216,7 +271,19 @@ class SelfForcing:
         initial: Float[Array, "b f h w c"],
         remat: bool = False,
     ) -> State:
-        """Fills the context with given frames, the remainder of a chunk first."""
+        """Fills the context with given frames, the remainder of a chunk first.
+
+        Args:
+            dit: the transformer.
+            text: from its `encode_text`.
+            state: from `start`.
+            initial: the frames, at least one.
+            remat: as in `step`.
+
+        Returns:
+            The state after the frames; the next chunk's drift is measured against the latest of
+            them, at most a chunk's.
+        """
         odd = initial.shape[1] % self.chunk
         if odd:
             state = self.remember(dit, text, state, initial[:, :odd], remat)
@@ -241,7 +308,19 @@ class SelfForcing:
         trim: TokenTrim,
         remat: bool = False,
     ) -> tuple[State, Float[Array, "b f h w c"], Record]:
-        """Generates, judges and remembers one chunk (Algorithm 1)."""
+        """Generates, judges and remembers one chunk (Algorithm 1 of arXiv 2602.00268).
+
+        Args:
+            dit: the transformer.
+            text: from its `encode_text`.
+            state: before the chunk.
+            noise: from `noise`.
+            trim: TokenTrim's settings.
+            remat: recompute activations in the backward pass.
+
+        Returns:
+            The state after the chunk, the chunk's latents and its record.
+        """
         measured = 1 if trim.when == "first_step" else len(self.steps)
         shape = noise.shape[1:]
         level = warp(self.steps, self.shift)[0]

@@ -38,7 +38,8 @@ class Origin:
 
     Attributes:
         strategy: with all its settings.
-        model: sizes of the transformer. dtype: of its weights, which are not part of this.
+        model: sizes of the transformer.
+        dtype: of its weights, which are not part of this.
         grid: height and width of the latents.
         batch: number of samples.
         trim: with `lam` as 0, since that may change; None as long as there is no chunk.
@@ -56,7 +57,14 @@ class Origin:
         return dataclasses.replace(self, trim=dataclasses.replace(trim, lam=0.0))
 
     def check(self, other: "Origin") -> None:
-        """Raises ValueError, in one sentence with both values, if `other` can't go on from here."""
+        """Compares with what a state is to be continued with.
+
+        Args:
+            other: of the rollout to come.
+
+        Raises:
+            ValueError: a setting differs; one sentence has both values.
+        """
         mine, its = self._settings(), other._settings()
         differ = [name for name in mine if name in its and mine[name] != its[name]]
         if differ:
@@ -193,7 +201,17 @@ def empty_state(
 
 
 def origin(dit: DiT, strategy: Any, batch: int, grid: tuple[int, int]) -> Origin:
-    """What the states of this strategy and model are made with; arguments as in `empty_state`."""
+    """What the states of a strategy and a model are made with.
+
+    Args:
+        dit: the transformer.
+        strategy: with all its settings.
+        batch: number of samples.
+        grid: height and width of the latents.
+
+    Returns:
+        Their origin, before any chunk.
+    """
     return Origin(strategy, dit.config, str(dit.head.kernel.dtype), grid, batch)
 
 
@@ -209,6 +227,9 @@ def random_key(seed: int) -> Key[Array, ""]:
         seed: 0 to 2**64 - 1. Up to 2**32 - 1 it is `jax.random.key(seed)`; beyond, the upper 32
             bits are folded in (JAX itself leaves them out unless x64 is on).
 
+    Returns:
+        A typed key.
+
     Raises:
         ValueError: it isn't such a number.
     """
@@ -218,7 +239,16 @@ def random_key(seed: int) -> Key[Array, ""]:
 
 
 def sample_keys(key: Key[Array, ""], chunk: Int[Array, ""], batch: int) -> Key[Array, " b"]:
-    """`fold_in(fold_in(key, b), chunk)` for every sample b of the whole batch that is here."""
+    """A key for every sample of a chunk, `fold_in(fold_in(key, b), chunk)`.
+
+    Args:
+        key: the rollout's.
+        chunk: its number.
+        batch: samples that are here; b is their index in the whole batch (`first_sample`).
+
+    Returns:
+        One key for each of them.
+    """
 
     def one(sample: Array) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.fold_in(key, sample), chunk)

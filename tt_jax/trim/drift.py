@@ -170,7 +170,15 @@ class Statistics:
 
     @classmethod
     def start(cls, batch: int, dtype: DTypeLike = jnp.float32) -> "Statistics":
-        """Nothing seen yet, of `batch` samples; `dtype` is that of the severities to come."""
+        """Nothing seen yet.
+
+        Args:
+            batch: number of samples.
+            dtype: of the severities to come.
+
+        Returns:
+            Statistics of no severity.
+        """
         nothing = jnp.zeros((batch,), dtype)
         return cls(jnp.zeros((batch,), jnp.int32), nothing, nothing)
 

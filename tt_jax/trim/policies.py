@@ -72,7 +72,18 @@ POLICIES: dict[str, Callable[..., Bool[Array, "b s n"]]] = {
 
 
 def paper_drift(tokens, before, context, valid, grid):
-    """Equation 2: against the same place in the summary before."""
+    """Equation 2: against the same place in the summary before.
+
+    Args:
+        tokens: of the new chunk's frames, `[B, F, N, D]`.
+        before: summary of the chunk before it, `[B, N, D]`.
+        context: not used, as are the others: every measure takes the same.
+        valid: not used.
+        grid: not used.
+
+    Returns:
+        Distances in latent values, `[B, N]`.
+    """
     return measures.token_drift(measures.summary(tokens), before)
 
 
