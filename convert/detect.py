@@ -73,7 +73,13 @@ LAYOUTS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Named:
-    """A tensor, by the layout's name and by the source's own."""
+    """A tensor and its names.
+
+    Attributes:
+        name: The layout's.
+        source: The source's own.
+        tensor: The values.
+    """
 
     name: str
     source: str

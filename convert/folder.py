@@ -47,7 +47,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """The same files under another folder: without copies of them, where the disk allows it."""
+    """Makes the same files under another folder: without copies, where the disk allows it.
+
+    Args:
+        source: A folder or a file.
+        target: The new one, which doesn't exist yet.
+
+    Raises:
+        OSError: It can't be made.
+    """
     if source.is_dir():
         shutil.copytree(source, target, copy_function=_link)
     else:

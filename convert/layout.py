@@ -197,6 +197,14 @@ def to_params(table: Table, arrays: Mapping[str, Tensor], model: Params) -> Para
 
 
 def from_params(table: Table, params: Params) -> dict[str, Tensor]:
-    """The checkpoint's arrays from our nested dict: the inverse of `to_params`."""
+    """The inverse of `to_params`.
+
+    Args:
+        table: The layout's, for the model's sizes.
+        params: Our nested dict.
+
+    Returns:
+        The checkpoint's arrays, by the source's names.
+    """
     leaves = dict(flatten(params))
     return {name: x for row in table for name, x in row.write(leaves[row.path]).items()}

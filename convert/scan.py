@@ -66,7 +66,18 @@ def _not_finite(flat: Shaped[np.ndarray, "n"]) -> int:
 
 
 def file_sha256(path: Path, advance: Advance) -> str:
-    """SHA-256 of a file, read piece by piece."""
+    """The hash of a file, which is read piece by piece.
+
+    Args:
+        path: The file.
+        advance: Told how many bytes were read.
+
+    Returns:
+        SHA-256, as hexadecimal digits.
+
+    Raises:
+        OSError: It can't be read.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(PIECE):

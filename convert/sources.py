@@ -74,7 +74,12 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sources:
-    """Everything that was found."""
+    """Everything that was found.
+
+    Attributes:
+        weights: The opened weight files.
+        tokenizer: None if there is none.
+    """
 
     weights: tuple[Weights, ...]
     tokenizer: Tokenizer | None = None

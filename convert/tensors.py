@@ -110,7 +110,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def unconvertible(path: Path, dtype: str, count: int, total: int) -> str:
-    """The line that says so of all tensors of one dtype in a file."""
+    """The line that says that tensors have a dtype which can't be converted.
+
+    Args:
+        path: The file.
+        dtype: The name of their dtype.
+        count: How many have it.
+        total: How many tensors the file has.
+
+    Returns:
+        One sentence with the remedy.
+    """
     return (
         f"{path}: {count} of {total} tensors are stored as {dtype}; only 32 and 16 bit floats can "
         "be converted: take the checkpoint that isn't quantised, or save it as float32."

@@ -52,7 +52,14 @@ FOREIGN_FILES = ("*.safetensors", "*.pt", "*.pth", "model_index.json")
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What a folder's `config.json` says. `parts`: a config for each part that the folder holds."""
+    """What a folder's `config.json` says.
+
+    Args:
+        kind: What the transformer was trained to do, one of `KINDS`.
+        parts: A config for each part that the folder holds, by the keys of `PARTS`.
+        size: Height and width of the model's videos in pixels.
+        rollout: How it was trained to be rolled out.
+    """
 
     kind: str = "unknown"
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -61,7 +68,12 @@ class Stored:
 
 
 def write_stored(folder: Path, stored: Stored) -> None:
-    """Writes `config.json`; parts that aren't there are null."""
+    """Writes a folder's `config.json`; parts that aren't there are null.
+
+    Args:
+        folder: The model's folder.
+        stored: What to write.
+    """
     parts = {name: dataclasses.asdict(c) for name, c in stored.parts.items()}
     rollout = {"version": ROLLOUT_VERSION} | dataclasses.asdict(stored.rollout)
     about = {"size": stored.size, "rollout": rollout}
@@ -70,7 +82,17 @@ def write_stored(folder: Path, stored: Stored) -> None:
 
 
 def read_stored(folder: Path) -> Stored:
-    """What the model in `folder` is; it may lack parts. Raises ModelError."""
+    """Reads a folder's `config.json`.
+
+    Args:
+        folder: The model's folder, which may lack parts.
+
+    Returns:
+        What it says.
+
+    Raises:
+        ModelError: The folder holds no model, or the file is damaged.
+    """
     path = folder / "config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -156,9 +178,17 @@ def _value(name: str, value: Any, wanted: Any, least: int = 1) -> Any:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `convert` recorded of the folder's arrays; empty without a manifest. Raises ModelError.
+    """Reads what `convert` recorded of the folder's arrays.
 
-    "parts": for each part its "arrays", and for each path the "shape", "dtype" and "sha256".
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        Empty without a manifest; else, under "parts", for each part its "arrays", and for each path
+        the "shape", "dtype" and "sha256".
+
+    Raises:
+        ModelError: The manifest is damaged.
     """
     path = folder / "manifest.json"
     try:
@@ -174,7 +204,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def write_config(folder: Path, config: ModelConfig, kind: str) -> None:
-    """Writes the `config.json` of a whole model."""
+    """Writes the `config.json` of a whole model.
+
+    Args:
+        folder: The model's folder.
+        config: Sizes of all parts.
+        kind: What the transformer was trained to do, one of `KINDS`.
+    """
     parts = {name: getattr(config, name) for name in PARTS}
     write_stored(folder, Stored(kind, parts, config.size, config.rollout))
 
@@ -212,7 +248,15 @@ def _published(dit: DiTConfig) -> dict[str, Any]:
 
 
 def flatten(params: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Paths and leaves of a nested dict."""
+    """The leaves of a nested dict.
+
+    Args:
+        params: The dict.
+        before: Stands in front of every path.
+
+    Yields:
+        Each leaf's path, its keys joined by slashes, and the leaf.
+    """
     for key, value in params.items():
         path = f"{before}{key}"
         if isinstance(value, dict):
@@ -222,7 +266,14 @@ def flatten(params: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, 
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[Any, Any]:
-    """The inverse of `flatten`: whole numbers become places in a list (`int` keys)."""
+    """The inverse of `flatten`.
+
+    Args:
+        leaves: By their paths.
+
+    Returns:
+        The nested dict; whole numbers in a path are places in a list (`int` keys).
+    """
     params: dict[Any, Any] = {}
     for path, value in leaves.items():
         *parents, last = (int(key) if key.isdigit() else key for key in path.split("/"))
@@ -234,7 +285,16 @@ def nest(leaves: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def abstract(part: str, config: Any, dtype: DTypeLike) -> Any:
-    """The module of one part, a DiT, VAE or TextEncoder, with shapes in place of arrays."""
+    """The module of one part, with shapes in place of arrays.
+
+    Args:
+        part: A key of `PARTS`.
+        config: The part's sizes.
+        dtype: Of its arrays.
+
+    Returns:
+        A DiT, VAE or TextEncoder of `jax.ShapeDtypeStruct`s.
+    """
     graph, state = _abstract(part, config, np.dtype(dtype))
     return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))  # variables of its own
 
@@ -248,21 +308,41 @@ def _abstract(part: str, config: Any, dtype: np.dtype) -> tuple[nnx.GraphDef, nn
 
 @lru_cache(maxsize=8)
 def shapes(part: str, config: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """The path of every array of a part, like "blocks/ffn/fc1/kernel", and its shape."""
+    """The shapes of a part's arrays, as float32.
+
+    Args:
+        part: A key of `PARTS`.
+        config: The part's sizes.
+
+    Returns:
+        For the path of every array, like "blocks/ffn/fc1/kernel", its shape.
+    """
     return dict(flatten(nnx.to_pure_dict(nnx.state(abstract(part, config, np.float32)))))
 
 
 def save_part(folder: Path, part: str, params: dict[str, Any]) -> None:
-    """Writes one part's arrays (a nested dict) under `folder/part`."""
+    """Writes one part's arrays under `folder/part`.
+
+    Args:
+        folder: The model's folder.
+        part: A key of `PARTS`.
+        params: A nested dict of arrays.
+    """
     ocp.save(str(folder.absolute() / part), params)
     # It says nothing but the path of the machine that wrote it.
     (folder / part / "commit_success.txt").unlink(missing_ok=True)
 
 
 def save_arrays(folder: Path, part: str, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
-    """Like `save_part`, for paths and arrays that come one by one: only some are in memory.
+    """Like `save_part`, for arrays that come one by one: only some are in memory at once.
 
-    Raises OSError when they can't be written.
+    Args:
+        folder: The model's folder.
+        part: A key of `PARTS`.
+        arrays: Paths and arrays.
+
+    Raises:
+        OSError: They can't be written.
     """
     path = folder.absolute() / part
     batch: dict[str, np.ndarray] = {}
@@ -285,7 +365,18 @@ def _save_batch(path: Path, batch: Mapping[str, np.ndarray]) -> None:
 
 
 def array_dtypes(folder: Path, part: str) -> dict[str, np.dtype]:
-    """The dtype with which each array of a part was stored. Raises ModelError."""
+    """The dtypes in which a part is stored.
+
+    Args:
+        folder: The model's folder.
+        part: A key of `PARTS`.
+
+    Returns:
+        Each array's dtype, by its path.
+
+    Raises:
+        ModelError: The part isn't there, or is damaged.
+    """
     return {name: np.dtype(x.dtype) for name, x in _stored(folder, part).items()}
 
 
@@ -301,9 +392,18 @@ def _stored(folder: Path, part: str) -> dict[str, Any]:
 def load_arrays(
     folder: Path, part: str, wanted: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of a part in the order of `wanted`, as they were stored, only some in memory.
+    """Reads the arrays of a part one by one, only some in memory at once.
 
-    wanted: all paths of the part. Raises ModelError when the part holds others or is damaged.
+    Args:
+        folder: The model's folder.
+        part: A key of `PARTS`.
+        wanted: All paths of the part.
+
+    Yields:
+        Paths in the order of `wanted`, and arrays as they were stored.
+
+    Raises:
+        ModelError: The part isn't there, holds other arrays, or is damaged.
     """
     path, stored, names = folder.absolute() / part, _stored(folder, part), list(wanted)
     if different := stored.keys() ^ wanted:
@@ -381,7 +481,18 @@ def load_part(
 
 
 def load_tokenizer(folder: Path, text_len: int) -> Tokenizer:
-    """The tokenizer of the model in `folder`. Raises ModelError."""
+    """The tokenizer of a model.
+
+    Args:
+        folder: The model's folder.
+        text_len: Tokens to which every prompt is padded or cut.
+
+    Returns:
+        The tokenizer, which knows the model's vocabulary if the folder has one.
+
+    Raises:
+        ModelError: The folder has no tokenizer, or it or the vocabulary is damaged.
+    """
     path = folder / "tokenizer.model"
     if not path.is_file():
         raise ModelError(f"{folder} has no tokenizer.model: convert the model again.")
@@ -389,7 +500,12 @@ def load_tokenizer(folder: Path, text_len: int) -> Tokenizer:
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    """Writes `vocabulary.json`: the words that a model knows, and what it can draw."""
+    """Writes `vocabulary.json`.
+
+    Args:
+        folder: The model's folder.
+        vocabulary: The words that the model knows, and what it can draw.
+    """
     entries = {"draws": vocabulary.draws, "words": sorted(vocabulary.words)}
     (folder / "vocabulary.json").write_text(json.dumps(entries, indent=1) + "\n")
 
@@ -406,14 +522,29 @@ def _read_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def cast(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    """All arrays of a nested dict in another dtype."""
+    """All arrays of a nested dict in another dtype.
+
+    Args:
+        params: The dict.
+        dtype: Of the result.
+
+    Returns:
+        The same dict of JAX's arrays.
+    """
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
 
 
 def find(model: str | Path) -> Path:
-    """The folder of a model: "shapes", "shapes-young", or a converted checkpoint's.
+    """The folder of a model.
 
-    Raises ModelError.
+    Args:
+        model: "shapes" or "shapes-young", which are embedded, or a converted checkpoint's folder.
+
+    Returns:
+        The folder, which exists.
+
+    Raises:
+        ModelError: There is no such model, or it is a file that has to be converted.
     """
     folder = EMBEDDED.get(str(model), Path(model))
     if not folder.is_dir():

@@ -42,7 +42,17 @@ def check_prompts(prompts: Sequence[str]) -> None:
 def encode_text(
     graph: nnx.GraphDef, params: nnx.State, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
 ) -> Float[Array, "b l e"]:
-    """Embeddings of tokens by a text encoder that is split in two."""
+    """Embeddings of tokens by a text encoder that is split in two.
+
+    Args:
+        graph: of `nnx.split`.
+        params: of `nnx.split`.
+        ids: token ids.
+        mask: True at a prompt's tokens.
+
+    Returns:
+        Embeddings in the dtype of the parameters; rows beyond the mask are zeros.
+    """
     return nnx.merge(graph, params)(ids, mask)
 
 

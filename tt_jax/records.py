@@ -71,7 +71,16 @@ def value(number: Any) -> float | bool | None:
 
 
 def save(path: Path, record: dict[str, Any], *, new: bool = False) -> None:
-    """Writes a record, whole or not at all; `new`: FileExistsError where there is one."""
+    """Writes a record as JSON, whole or not at all.
+
+    Args:
+        path: the file.
+        record: what to write.
+        new: refuse to replace a file of that name.
+
+    Raises:
+        FileExistsError: `new`, and there is something of that name.
+    """
     with atomic(path, new=new) as aside:
         text = json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False)
         aside.write_text(text + "\n", encoding="utf-8")

@@ -66,6 +66,9 @@ def first_chunks(scenes: Sequence[Scene], chunk_seconds: float) -> tuple[int, ..
 
     Returns:
         The number of each scene's first chunk; a scene has at least one.
+
+    Raises:
+        ValueError: a scene before the last has no length.
     """
     starts, passed = [0], 0.0
     for scene in scenes[:-1]:

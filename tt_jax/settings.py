@@ -7,13 +7,16 @@ from typing import Any
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """A whole number of Python or NumPy, as an int.
+    """A whole number of Python or NumPy.
 
     Args:
         name: what the sentence calls it.
         value: the setting; a truth value is none.
         least: the smallest that is taken.
         most: the largest that is taken, any if not given.
+
+    Returns:
+        The number as an int.
 
     Raises:
         ValueError: it is of another type or out of range.
@@ -27,11 +30,14 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
 
 
 def real(name: str, value: Any) -> float:
-    """A finite number of Python or NumPy, as a float.
+    """A finite number of Python or NumPy.
 
     Args:
         name: what the sentence calls it.
         value: the setting; a truth value is none.
+
+    Returns:
+        The number as a float.
 
     Raises:
         ValueError: it is of another type (an array of JAX, say), infinite or NaN.
@@ -48,6 +54,9 @@ def truth(name: str, value: Any) -> bool:
     Args:
         name: what the sentence calls it.
         value: the setting.
+
+    Returns:
+        The setting.
 
     Raises:
         ValueError: it is anything else.

@@ -90,7 +90,16 @@ def make_mesh(
 
 
 def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """`spec` without the axes that the mesh lacks, or that don't divide their dimension."""
+    """A spec without what a mesh can't do.
+
+    Args:
+        spec: the mesh axis of each dimension.
+        shape: of the array.
+        mesh: the devices.
+
+    Returns:
+        The spec without the axes that the mesh lacks, or that don't divide their dimension.
+    """
     return PartitionSpec(
         *(
             axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
@@ -115,7 +124,14 @@ def spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> Partitio
 
 
 def sharding(mesh: Mesh) -> Callable[[str, Any], NamedSharding]:
-    """The sharding of each array, by its path and shape: what `checkpoint.load_part` asks for."""
+    """How arrays are sharded, in the form that `checkpoint.load_part` asks for.
+
+    Args:
+        mesh: the devices.
+
+    Returns:
+        The sharding of an array by its path and shape.
+    """
     return lambda path, leaf: NamedSharding(mesh, spec(path, leaf.shape, mesh))
 
 
@@ -140,7 +156,15 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def abstractly(tree: Any, mesh: Mesh) -> Any:
-    """Shapes in place of the arrays of a pytree, with the shardings that `place` would give."""
+    """Shapes in place of the arrays of a pytree.
+
+    Args:
+        tree: a pytree of arrays or of shapes.
+        mesh: the devices.
+
+    Returns:
+        The same tree of shapes, with the shardings that `place` would give.
+    """
     of = sharding(mesh)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.ShapeDtypeStruct(
@@ -151,8 +175,14 @@ def abstractly(tree: Any, mesh: Mesh) -> Any:
 
 
 def constrain(tree: Any) -> Any:
-    """Inside a program: the pytree, its arrays where `place` would put them. Without a mesh that
-    was set by `jax.set_mesh` the tree as it is."""
+    """Inside a program: a pytree whose arrays are where `place` would put them.
+
+    Args:
+        tree: a pytree of arrays.
+
+    Returns:
+        The tree, as it is without a mesh that was set by `jax.set_mesh`.
+    """
     mesh = _auto_mesh()
     if mesh.empty:
         return tree
@@ -165,9 +195,15 @@ def constrain(tree: Any) -> Any:
 
 
 def automatic(program: Callable[..., Any], *args: Any) -> Any:
-    """`program(*args)`, pytrees of arrays, where the axes of an `Explicit` mesh are `Auto` inside.
+    """Calls a program where the axes of an `Explicit` mesh are `Auto` inside.
 
-    What comes out is where `place` would put it. Without such a mesh it is a plain call.
+    Args:
+        program: a function of pytrees of arrays.
+        *args: what it is called with.
+
+    Returns:
+        What it returns, each array where `place` would put it. Without such a mesh it is a plain
+        call.
     """
     mesh = jax.sharding.get_abstract_mesh()
     explicit = [name for name, kind in _kinds(mesh) if kind == AxisType.Explicit]
@@ -186,19 +222,32 @@ def automatic(program: Callable[..., Any], *args: Any) -> Any:
 
 
 def first_sample(batch: int) -> Int[Array, ""] | int:
-    """Index, in the whole batch, of the first of the `batch` samples that are here.
+    """Index, in the whole batch, of the first of the samples that are here.
 
     Inside a `shard_map` or `pmap` of the caller's each device has samples of its own; devices are
-    counted in the order of the axes. Anywhere else 0.
+    counted in the order of the axes.
+
+    Args:
+        batch: number of samples that are here.
+
+    Returns:
+        The index; 0 anywhere else.
     """
     device = _device()
     return 0 if device is None else device * batch
 
 
 def per_device(tree: Any) -> Any:
-    """Inside a `shard_map` of the caller's: a pytree whose arrays are, in JAX's types, each
-    device's own, as what a loop carries has to be when its body makes it so. Anywhere else as it
-    is."""
+    """Inside a `shard_map` of the caller's: a pytree of arrays that are each device's own.
+
+    They are so in JAX's types, as what a loop carries has to be when its body makes it so.
+
+    Args:
+        tree: a pytree of arrays.
+
+    Returns:
+        The tree of the same values; anywhere else itself.
+    """
     device = _device()
     if device is None:
         return tree
@@ -219,9 +268,19 @@ def sharded(
     v: Float[Array, "b s n h"],
     mask: Bool[Array, "#b #t s"] | None,
 ) -> Float[Array, "b t n h"]:
-    """`attend(q, k, v, mask)`, each device its own prompts, queries and heads and all their keys.
+    """Attention, each device its own prompts, queries and heads and all their keys.
 
     XLA can't shard a kernel by itself. Without a mesh (see `constrain`) it is one plain call.
+
+    Args:
+        attend: `attend(q, k, v, mask)` as one device can do it.
+        q: queries.
+        k: keys.
+        v: values.
+        mask: which keys a query may see; None for all.
+
+    Returns:
+        What `attend` returns of the whole.
     """
     mesh = _auto_mesh()
     if mesh.empty:

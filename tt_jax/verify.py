@@ -32,7 +32,14 @@ CARD = (5, 64, 64)  # frames, height, width
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One check: of which part, what, what came out, and whether it is as it should be."""
+    """One check.
+
+    Attributes:
+        part: what of the model.
+        check: what was looked at.
+        result: what came out, in words.
+        passed: whether it is as it should be.
+    """
 
     part: str
     check: str
@@ -41,7 +48,17 @@ class Row:
 
 
 def verify(folder: Path) -> Iterator[Row]:
-    """Checks a model's folder, part by part. Raises ModelError if it is none."""
+    """Checks a model's folder, part by part.
+
+    Args:
+        folder: the model's.
+
+    Yields:
+        The checks as they are done.
+
+    Raises:
+        ModelError: it is no model's folder, or its manifest is damaged.
+    """
     stored, manifest = read_stored(folder), read_manifest(folder)
     yield Row("model", "kind", stored.kind, True)
     for part, config in stored.parts.items():
@@ -67,7 +84,17 @@ def table(rows: list[Row]) -> str:
 def check_arrays(
     folder: Path, part: str, config: Any, recorded: dict[str, Any] | None
 ) -> Iterator[Row]:
-    """A part's shapes against its config, its hashes against the manifest, and finiteness."""
+    """A part's shapes against its config, its hashes against the manifest, and finiteness.
+
+    Args:
+        folder: the model's.
+        part: a key of `checkpoint.PARTS`.
+        config: the part's sizes.
+        recorded: its arrays in the manifest, by path; None if there are none.
+
+    Yields:
+        A row for shapes, hashes and values, or one that says why the part can't be read.
+    """
     leaves = shapes(part, config)
     misshapen, changed, not_finite, numbers = [], [], [], 0
     try:
@@ -97,7 +124,16 @@ def _row(part: str, check: str, wrong: list[str], result: str) -> Row:
 
 
 def check_tokenizer(folder: Path, stored: Stored, recorded: dict[str, Any] | None) -> Row:
-    """The tokenizer against the manifest and the text encoder."""
+    """The tokenizer against the manifest and the text encoder.
+
+    Args:
+        folder: the model's.
+        stored: its `config.json`.
+        recorded: the tokenizer in the manifest; None if it isn't there.
+
+    Returns:
+        One row: of what is wrong, or of the number of pieces.
+    """
     path = folder / "tokenizer.model"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if recorded is not None and recorded["sha256"] != digest:
@@ -128,7 +164,15 @@ def _there_and_back(vae: VAE, video: Float[Array, "1 T H W 3"]) -> Float[Array, 
 
 
 def try_vae(folder: Path, stored: Stored) -> Row:
-    """The test card through the VAE and back, in float32."""
+    """The test card through the VAE and back, in float32.
+
+    Args:
+        folder: the model's.
+        stored: its `config.json`.
+
+    Returns:
+        A row with the PSNR in dB.
+    """
     vae = load_part(folder, "vae", stored.parts["vae"], jnp.float32)
     card = draw_card()
     error = np.asarray(_there_and_back(vae, jnp.asarray(card))) - card
@@ -138,7 +182,15 @@ def try_vae(folder: Path, stored: Stored) -> Row:
 
 
 def try_dit(folder: Path, stored: Stored) -> Row:
-    """One chunk of latents from noise and an empty text, in bfloat16."""
+    """One chunk of latents from noise and an empty text, in bfloat16.
+
+    Args:
+        folder: the model's.
+        stored: its `config.json`.
+
+    Returns:
+        A row with mean and spread; it passes if all are finite.
+    """
     config = stored.parts["dit"]
     dit = load_part(folder, "dit", config, jnp.bfloat16)
     text = jnp.zeros((1, config.text_len, config.text_dim), jnp.bfloat16)

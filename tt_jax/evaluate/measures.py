@@ -74,9 +74,15 @@ class Measures:
 
 
 def contrasts(curve: Float[np.ndarray, " seconds"]) -> dict[str, float]:
-    """Start-end contrast in the conventions of `CONTRASTS`.
+    """Start-end contrasts of a curve.
 
     In videos under ten seconds the 5 s are half the video, so that start and end don't overlap.
+
+    Args:
+        curve: one value a second.
+
+    Returns:
+        The difference in each of the conventions of `CONTRASTS`.
     """
     seconds = len(curve)
 
@@ -98,6 +104,9 @@ def measure(
         frames: uint8 RGB, taken one by one.
         fps: frames a second.
         name: stands in what is raised.
+
+    Returns:
+        What was measured.
 
     Raises:
         ValueError: less than three seconds, less than one frame a second, or frames without one
@@ -189,16 +198,27 @@ def sharpness(luma: Float[np.ndarray, "h w"]) -> float:
 
 
 def block_means(x: Float[np.ndarray, "h w"], side: int) -> Float[np.ndarray, "h2 w2"]:
-    """Means of whole blocks of `side` x `side`."""
+    """Means of whole blocks.
+
+    Args:
+        x: values of a frame's pixels.
+        side: of a block, in pixels.
+
+    Returns:
+        One mean for each block; what lies beyond the last whole one is left out.
+    """
     rows, columns = (length // side for length in x.shape)
     return x[: rows * side, : columns * side].reshape(rows, side, columns, side).mean(axis=(1, 3))
 
 
 def optical_flow() -> tuple[str, Flow]:
-    """The method's name, and a function of two lumas: mean length of the flow, in pixels.
+    """Chooses a method of optical flow.
 
-    Farneback's method where OpenCV is installed (the extra "eval"), else Lucas and Kanade's on
-    blocks, which misses motion faster than two pixels of the reduced frame.
+    Farneback's where OpenCV is installed (the extra "eval"), else Lucas and Kanade's on blocks,
+    which misses motion faster than two pixels of the reduced frame.
+
+    Returns:
+        The method's name, and a function of two lumas: mean length of the flow, in pixels.
     """
     try:
         import cv2  # pyright: ignore[reportMissingImports]  (an extra of its own)
@@ -214,7 +234,15 @@ def optical_flow() -> tuple[str, Flow]:
 
 
 def lucas_kanade(before: Float[np.ndarray, "h w"], after: Float[np.ndarray, "h w"]) -> float:
-    """Mean length of the flow that explains each 8x8 block's change best, to first order."""
+    """Mean length of the flow that explains each 8x8 block's change best, to first order.
+
+    Args:
+        before: luma of a frame, 0 to 255.
+        after: luma of the next one.
+
+    Returns:
+        The length in pixels.
+    """
     middle = (before + after) / 2
     down, right = (np.gradient(middle, axis=axis) for axis in (0, 1))
     change = after - before

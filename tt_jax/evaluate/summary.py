@@ -27,7 +27,17 @@ TITLES = {
 
 
 def labels(files: Sequence[Path]) -> list[str]:
-    """The files' names, or whole paths where names repeat. Raises ValueError for equal paths."""
+    """Short names for files.
+
+    Args:
+        files: all that are shown together.
+
+    Returns:
+        The files' names without suffix, or all paths where names repeat.
+
+    Raises:
+        ValueError: a path is given twice.
+    """
     if len(set(files)) < len(files):
         twice = next(path for path in files if files.count(path) > 1)
         raise ValueError(f"{twice} is given twice.")
@@ -36,7 +46,15 @@ def labels(files: Sequence[Path]) -> list[str]:
 
 
 def title(name: str, flow: str) -> str:
-    """A value's name for people, with its unit; motion's with the method behind it."""
+    """A value's name for people, with its unit.
+
+    Args:
+        name: a key of `Measures.values`, or one of `CURVES`.
+        flow: the method behind motion.
+
+    Returns:
+        The title; motion's names the method.
+    """
     measure, _, contrast = name.partition(", ")
     words, unit = TITLES[measure]
     extra = [unit] if unit else []
@@ -61,7 +79,14 @@ def table(measured: Mapping[str, Measures]) -> str:
 
 
 def write_csv(path: Path, measured: Mapping[str, Measures]) -> None:
-    """One row per number: file, measure, method (of motion), contrast, second (from 0), value."""
+    """Writes all numbers as CSV, one a row.
+
+    The columns are file, measure, method (of motion), contrast, second (from 0) and value.
+
+    Args:
+        path: the file, which is replaced.
+        measured: the measures of each video, by its label.
+    """
     with atomic(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "measure", "method", "contrast", "second", "value"])
@@ -115,9 +140,19 @@ def picture(measured: Mapping[str, Measures]) -> Figure:
 
 
 def read_prompts(files: Sequence[Path], given: Path | None) -> dict[Path, str]:
-    """The prompt of every video: from the file given, else from the record beside the video.
+    """The prompts of videos: from the file given, else from the record beside the video.
 
-    Raises ValueError where there is none, or a video shows two runs side by side.
+    Args:
+        files: the videos.
+        given: a JSON file of prompts by path or file name; None for none.
+
+    Returns:
+        Each video's prompt.
+
+    Raises:
+        FileNotFoundError: there is no file `given`.
+        ValueError: a video has no prompt, is given twice or shows two runs side by side, or `given`
+            is no such file.
     """
     labels(files)
     prompts: dict[str, str] = {}

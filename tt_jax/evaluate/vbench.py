@@ -53,7 +53,13 @@ NAME = 180  # bytes of a longer prompt that its file's name keeps
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """VBench's aggregates, 1 at best."""
+    """VBench's aggregates, 1 at best.
+
+    Attributes:
+        quality: weighted mean of the normalised scores of `QUALITY`.
+        semantic: mean of those of `SEMANTIC`.
+        total: (4 quality + semantic) / 5.
+    """
 
     quality: float
     semantic: float
@@ -95,13 +101,21 @@ def _mean(scores: Mapping[str, float], group: Mapping[str, tuple[float, float]])
 
 
 def names(prompts: Sequence[str], mode: Mode) -> list[str]:
-    """A file name for each prompt's video, `{prompt}-{index}.mp4`; index counts equal names from 0.
+    """File names under which VBench finds videos, `{prompt}-{index}.mp4`.
 
     In standard mode VBench finds a video by its own prompt's exact words, so that nothing may be
     changed: a video made from an enhanced, longer prompt goes under the original one. In custom
     mode a prompt that is too long is cut, and characters that no file name has become spaces.
 
-    Raises ValueError for a prompt that can't be a name in standard mode.
+    Args:
+        prompts: of each video.
+        mode: "standard" where prompts are VBench's own, else "custom".
+
+    Returns:
+        A name for each video; the index counts equal prompts from 0.
+
+    Raises:
+        ValueError: in standard mode, a prompt that can't be a file's name.
     """
     found: list[str] = []
     count: dict[str, int] = {}
@@ -124,7 +138,15 @@ def names(prompts: Sequence[str], mode: Mode) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where each video goes, `videos/` below `folder`, and what VBench is to be called with."""
+    """Videos as VBench reads them.
+
+    Attributes:
+        folder: where they go, into its folder `videos`.
+        mode: "standard" where prompts are VBench's own, else "custom".
+        files: by its name there, each video's file.
+        prompts: by the same name, its prompt.
+        long: whether VBench-Long is the one to judge them.
+    """
 
     folder: Path
     mode: Mode

@@ -34,7 +34,13 @@ SLACK = Fraction(11, 10)  # frames
 
 
 class Frame(NamedTuple):
-    """A frame and the seconds, from the first one's start, between which it is shown."""
+    """A frame and when it is shown.
+
+    Attributes:
+        start: seconds from the first frame's start.
+        end: likewise; from then on the next frame is shown.
+        image: RGB, upright.
+    """
 
     start: Fraction
     end: Fraction
@@ -49,8 +55,8 @@ class Source:
         path: the file.
         fps: mean frames a second; None for a picture.
         seconds: how long it lasts, None where the file doesn't say.
-        decode: yields the frames. Raises ValueError, naming the file, when it is damaged or holds
-            what can't be told in eight bits of RGB.
+        decode: yields the frames; a ValueError, which names the file, says that it is damaged or
+            holds what can't be told in eight bits of RGB.
     """
 
     path: Path
@@ -82,6 +88,9 @@ def read_clip(path: Path | str, size: tuple[int, int], limit: int) -> Clip:
         size: height and width that frames are resized to cover, and cropped to around the centre.
         limit: the most frames to read.
 
+    Returns:
+        At least one frame, and what the file says of itself.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is neither a picture nor a video, or can't be read; one sentence says why.
@@ -102,6 +111,9 @@ def read_clip(path: Path | str, size: tuple[int, int], limit: int) -> Clip:
 def open_video(path: Path) -> tuple[Fraction, float | None]:
     """Looks at a video without decoding it.
 
+    Args:
+        path: the file.
+
     Returns:
         Its mean rate in frames a second, and its length in seconds where the file says.
 
@@ -120,6 +132,12 @@ def read_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 
     Where frames come evenly, these are the file's; one is repeated or left out where it would come
     more than 1.1 frames too early or too late (FFmpeg's rule for a constant rate).
+
+    Args:
+        path: the file.
+
+    Yields:
+        The frames, RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -141,7 +159,14 @@ def read_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 
 
 def at_16_fps(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """The frame that is shown at each sixteenth of a second, of frames in the order of time."""
+    """The frame that is shown at each sixteenth of a second.
+
+    Args:
+        frames: in the order of time.
+
+    Yields:
+        A frame for every sixteenth, from the first frame's start to the last one's end.
+    """
     count = 0
     for frame in frames:
         while Fraction(count, FPS) + ROUNDED < frame.end:
@@ -151,6 +176,12 @@ def at_16_fps(frames: Iterable[Frame]) -> Iterator[Frame]:
 
 def open_source(path: Path) -> Source:
     """Finds out what a file holds, from its content alone.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The picture, animation or video.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -217,9 +248,17 @@ def _times(image: Any) -> Iterator[Fraction]:
 
 
 def upright(image: Image.Image, path: Path) -> Image.Image:
-    """A picture as eight bits of sRGB, turned as its camera says, on white where it is clear.
+    """A picture as viewers show it.
 
-    Raises ValueError, naming `path`, for numbers without a known white.
+    Args:
+        image: as Pillow opened it.
+        path: its file, for what is raised.
+
+    Returns:
+        Eight bits of sRGB, turned as its camera says, on white where it is clear.
+
+    Raises:
+        ValueError: it holds numbers without a known white.
     """
     profile, png = image.info.get("icc_profile"), image.format == "PNG"
     image = ImageOps.exif_transpose(image)

@@ -61,6 +61,11 @@ def _letters(font: str) -> set[str]:
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Writes a picture, whole or not at all; the suffix decides on the format."""
+    """Writes a picture, whole or not at all.
+
+    Args:
+        figure: the picture.
+        path: the file, which is replaced; its suffix decides on the format.
+    """
     with atomic(Path(path)) as aside:
         figure.savefig(aside)

@@ -34,19 +34,24 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Share:
-    """`right` of `asked`, in per cent, with its 95 % Wilson interval."""
+    """A share of what was asked.
+
+    Args:
+        right: how many were as asked.
+        asked: how many there are.
+    """
 
     right: int
     asked: int
 
     @property
     def percent(self) -> float:
-        """The share; NaN if nothing was asked."""
+        """The share in per cent; NaN if nothing was asked."""
         return 100 * self.right / self.asked if self.asked else float("nan")
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Lower and upper end."""
+        """Lower and upper end of the 95 % Wilson interval, in per cent."""
         if not self.asked:
             return 0.0, 100.0
         z, n, p = 1.959964, self.asked, self.right / self.asked
@@ -63,7 +68,15 @@ class Share:
 def ceiling(
     vae: nnx.Module, prompts: Sequence[tuple[str, Scene]]
 ) -> tuple[list[dict[str, bool]], float]:
-    """What `judge` says of the VAE's reconstruction of each scene, and their mean PSNR in dB."""
+    """What the VAE alone lets through: the rendered truth, encoded and decoded.
+
+    Args:
+        vae: the model's.
+        prompts: captions and their scenes.
+
+    Returns:
+        What `judge` says of each reconstruction, and their mean PSNR in dB.
+    """
     through = nnx.jit(lambda vae, video: vae.decode(vae.encode(video)))
     judged, psnr = [], []
     for text, scene in prompts:
@@ -79,7 +92,17 @@ def ceiling(
 def videos(
     pipe: Any, prompts: Sequence[tuple[str, Scene]], seconds: float = SECONDS, host: str = HOSTS[0]
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "t 64 64 3"]]]:
-    """Each prompt and the pipeline's video for it."""
+    """Makes a video for each prompt, a batch at a time, without TokenTrim.
+
+    Args:
+        pipe: the model's `Pipeline`.
+        prompts: captions and their scenes.
+        seconds: of each video.
+        host: one of `HOSTS`.
+
+    Yields:
+        Each caption and its video.
+    """
     strategy = preset(host, pipe.config.rollout).strategy
     for start in range(0, len(prompts), BATCH):
         texts = [text for text, _ in prompts[start : start + BATCH]]
@@ -92,6 +115,10 @@ def videos(
 
 def kept(seen: Measurement, prompt: str) -> dict[str, float]:
     """What the last three seconds of a long video have kept.
+
+    Args:
+        seen: of the whole video.
+        prompt: what it was to show.
 
     Returns:
         Share of objects that are `lost`, share of those asked to move that are `moving` (NaN if
@@ -111,7 +138,15 @@ def kept(seen: Measurement, prompt: str) -> dict[str, float]:
 def shares(
     judged: Sequence[dict[str, bool]], regimes: Sequence[str]
 ) -> dict[str, dict[str, Share]]:
-    """For every fact its `Share` over "all" and over each regime's prompts."""
+    """Counts what was shown rightly.
+
+    Args:
+        judged: what `judge` said of each prompt.
+        regimes: each prompt's, in the same order.
+
+    Returns:
+        For every fact its `Share` over "all" and over each regime's prompts.
+    """
     result = {}
     for fact in (*TARGETS, *UNTARGETED):
         said = [(r, v[fact]) for r, v in zip(regimes, judged, strict=True) if fact in v]
@@ -125,7 +160,16 @@ def shares(
 def table(
     psnr: float, best: dict[str, dict[str, Share]], found: dict[str, dict[str, Share]]
 ) -> str:
-    """The table that is printed; `best` is the ceiling."""
+    """The table that is printed.
+
+    Args:
+        psnr: of the VAE, in dB.
+        best: the ceiling's shares.
+        found: the model's shares.
+
+    Returns:
+        Lines of text.
+    """
     groups = ["all", *REGIMES]
     rows = [["", "target", "ceiling", *groups]]
     rows += [["VAE, dB", f">= {PSNR_TARGET:.0f}", f"{psnr:.1f}"]]

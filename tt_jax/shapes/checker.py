@@ -52,11 +52,17 @@ _FILLS = 6  # rounds of filling in what another object hides
 class Measurement:
     """What each of t frames shows; c runs over `COLOURS`, s over `SHAPES`, in their order.
 
-    `background` indexes `BACKGROUNDS`, `tones` are its measured tones, `slide` is how far stripes
-    moved to the right since the first frame, in pixels (NaN on plain ground). `pieces` counts
-    separate objects of a colour. Where there are none, `rgb` (mean, [0, 255]), `centre` (x, y),
-    `radius` (pixels) and `misfit` (1 - overlap with the best fitting shape of each kind) are NaN,
-    and `visible`, the share not hidden by other objects, is 0.
+    Attributes:
+        background: index into `BACKGROUNDS`.
+        tones: the background's two tones as measured, RGB in [0, 255].
+        slide: how far stripes have moved to the right since the first frame, in pixels; NaN on
+            plain ground.
+        pieces: separate objects of each colour.
+        rgb: their mean colour, RGB in [0, 255]; NaN where there are none.
+        centre: (x, y) in pixels; NaN where there are none.
+        radius: in pixels; NaN where there are none.
+        misfit: 1 - overlap with the best fitting shape of each kind; NaN where there are none.
+        visible: share that isn't hidden by other objects; 0 where there are none.
     """
 
     background: Int[np.ndarray, " t"]
@@ -305,11 +311,18 @@ def _measure_ground(pixels, background, free):
 def judge(
     shown: UInt8[np.ndarray, "t 64 64 3"] | Measurement, said: str | Facts
 ) -> dict[str, bool]:
-    """Whether the first three seconds show what a caption says, for each fact that it states.
+    """Whether the first three seconds show what a caption says.
 
-    `shown` is a video or its measurement. Keys: "colour", "background", "shape", "count",
-    "direction" (over the first second), "size", "speed", "camera". Every object must be right for
-    a True.
+    Args:
+        shown: a video or its measurement.
+        said: a caption or its facts.
+
+    Returns:
+        Of "colour", "background", "shape", "count", "direction" (over the first second), "size",
+        "speed" and "camera" those that the caption states; every object must be right for a True.
+
+    Raises:
+        ValueError: the caption names no shape.
     """
     seen, said = _read(shown, said, slice(3 * FPS))
     names = list(COLOURS)
@@ -423,12 +436,21 @@ def _camera(slide):
 def errors(
     shown: UInt8[np.ndarray, "t 64 64 3"] | Measurement, said: str | Facts
 ) -> dict[str, Float[np.ndarray, " seconds"]]:
-    """How far each whole second is from what a caption says; NaN where there is nothing to measure.
+    """How far each whole second is from what a caption says.
 
-    `colour`, `background`: distance of RGB in [0, 1], mean over objects and frames. `lost`: share
-    of objects that are missing, `shape`: that are seen in another shape. `size`: octaves from the
-    stated size. `count`: objects too many or too few. `motion`: difference of speed in pixels a
-    frame; bouncing, which turns a motion, costs nothing.
+    Args:
+        shown: a video or its measurement.
+        said: a caption or its facts.
+
+    Returns:
+        Curves over the seconds, NaN where there is nothing to measure. "colour", "background":
+        distance of RGB in [0, 1], mean over objects and frames. "lost": share of objects that are
+        missing, "shape": that are seen in another shape. "size": octaves from the stated size.
+        "count": objects too many or too few. "motion": difference of speed in pixels a frame;
+        bouncing, which turns a motion, costs nothing.
+
+    Raises:
+        ValueError: the caption names no shape.
     """
     seen, said = _read(shown, said, slice(None))
     seconds = len(seen.background) // FPS

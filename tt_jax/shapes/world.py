@@ -62,7 +62,14 @@ PAIRS = 0.35  # share of scenes with two objects
 
 
 class Regime(NamedTuple):
-    """A kind of scenes: its share of all, its sizes and speeds, its share of objects at rest."""
+    """A kind of scenes.
+
+    Attributes:
+        share: of all scenes.
+        sizes: keys of `SIZES` that its objects have; a second one beside a large one is small.
+        speeds: keys of `SPEEDS` that its objects have.
+        still: share of its objects that stand still.
+    """
 
     share: float
     sizes: tuple[str, ...]
@@ -80,10 +87,18 @@ REGIMES = {
 
 @dataclass(frozen=True)
 class Object:
-    """One shape; `radius` is half of its extent, `x, y` its centre at frame 0, on the screen.
+    """One shape.
 
-    `direction` and `speed` are keys of `DIRECTIONS` and `SPEEDS`, both None if it stands still.
-    `place` is the key of `PLACES` that a caption names, None if it leaves that out.
+    Args:
+        shape: one of `SHAPES`.
+        colour: a key of `COLOURS`.
+        size: a key of `SIZES`.
+        radius: of its size, as in `SIZES`, in pixels.
+        x: of its centre on the screen at frame 0.
+        y: likewise.
+        direction: a key of `DIRECTIONS`; None if it stands still.
+        speed: a key of `SPEEDS`; None if it stands still.
+        place: the key of `PLACES` that a caption names; None if it leaves that out.
     """
 
     shape: str
@@ -104,10 +119,16 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two objects, the first in front; `pan` is the camera's direction, or None.
+    """What a video shows.
 
-    Objects are followed by a panning camera: their motion is on the screen, while the ground
-    slides past.
+    Objects are followed by a panning camera: their motion is on the screen, while the ground slides
+    past.
+
+    Args:
+        objects: one or two, the first in front.
+        background: a key of `BACKGROUNDS`.
+        pan: the camera's direction, "left" or "right"; None if it is fixed.
+        regime: the key of `REGIMES` that it was drawn from, "" for none.
     """
 
     objects: tuple[Object, ...]
@@ -118,7 +139,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class ObjectFacts:
-    """What a caption says of one object, None where nothing; `direction` is "still" at rest."""
+    """What a caption says of one object; None where it says nothing.
+
+    Args:
+        shape: one of `SHAPES`.
+        colour: a key of `COLOURS`.
+        size: a key of `SIZES`.
+        direction: a key of `DIRECTIONS`, or "still".
+        speed: a key of `SPEEDS`; None for what is at rest too.
+        place: a key of `PLACES`.
+    """
 
     shape: str | None
     colour: str | None
@@ -130,7 +160,13 @@ class ObjectFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption says; None where it says nothing. `camera` is "fixed", "left" or "right"."""
+    """What a caption says; None where it says nothing.
+
+    Args:
+        objects: in the caption's order.
+        background: a key of `BACKGROUNDS`.
+        camera: "fixed", "left" or "right".
+    """
 
     objects: tuple[ObjectFacts, ...]
     background: str | None
@@ -138,7 +174,15 @@ class Facts:
 
 
 def velocity(direction: str | None, speed: str | None) -> tuple[float, float]:
-    """(x, y) pixels a frame of a direction and a speed; zero for None."""
+    """The velocity of a direction and a speed.
+
+    Args:
+        direction: a key of `DIRECTIONS`, or None.
+        speed: a key of `SPEEDS`, or None.
+
+    Returns:
+        (x, y) in pixels a frame; zero for None.
+    """
     if direction is None or speed is None:
         return 0.0, 0.0
     dx, dy = DIRECTIONS[direction]
@@ -146,20 +190,47 @@ def velocity(direction: str | None, speed: str | None) -> tuple[float, float]:
 
 
 def centre(place: str, size: str) -> tuple[float, float]:
-    """(x, y) of the centre of an object of this size at a place."""
+    """Where an object stands at a place.
+
+    Args:
+        place: a key of `PLACES`.
+        size: a key of `SIZES`, since larger objects stand closer to the middle.
+
+    Returns:
+        (x, y) of its centre, in pixels.
+    """
     column, row = PLACES[place]
     return SIDE / 2 + PITCH[size] * column, SIDE / 2 + PITCH[size] * row
 
 
 def has_room(place: str, size: str, direction: str | None, speed: str | None) -> bool:
-    """Whether the motion of an object that begins at a place doesn't turn for `STEADY` frames."""
+    """Whether an object that begins at a place can move for `STEADY` frames without turning.
+
+    Args:
+        place: a key of `PLACES`.
+        size: a key of `SIZES`.
+        direction: a key of `DIRECTIONS`, or None.
+        speed: a key of `SPEEDS`, or None.
+
+    Returns:
+        Whether it can, wherever `JITTER` puts it.
+    """
     end = np.array(centre(place, size)) + STEADY * np.array(velocity(direction, speed))
     least = SIZES[size] + JITTER
     return bool(np.all((least <= end) & (end <= SIDE - least)))
 
 
 def positions(thing: Object, frames: int, start: int = 0) -> Float[np.ndarray, "t 2"]:
-    """Centres (x, y) in frames `start` to `start + frames - 1`: a triangle wave along each axis."""
+    """Where an object is: a triangle wave along each axis, between the frame's borders.
+
+    Args:
+        thing: the object.
+        frames: how many.
+        start: the first of them.
+
+    Returns:
+        Centres (x, y) in pixels, float64.
+    """
     time = np.arange(start, start + frames, dtype=np.float64)[:, None]
     free = np.array([thing.x, thing.y]) + time * np.array(thing.velocity)
     low, span = thing.radius, SIDE - 2 * thing.radius
@@ -172,7 +243,20 @@ def distance(
     x: Float[np.ndarray, "*#s"],
     y: Float[np.ndarray, "*#s"],
 ) -> Float[np.ndarray, "*s"]:
-    """Signed distance in pixels from the outline (negative inside), x and y from the centre."""
+    """Signed distance from a shape's outline, negative inside.
+
+    Args:
+        shape: one of `SHAPES`.
+        radius: of its size, as in `SIZES`, in pixels.
+        x: from its centre to the right, in pixels.
+        y: from its centre down.
+
+    Returns:
+        The distance in pixels.
+
+    Raises:
+        ValueError: there is no such shape.
+    """
     if shape == "circle":
         return np.sqrt(x * x + y * y) - radius
     if shape == "square":  # of the circle's area
@@ -187,7 +271,16 @@ def distance(
 
 
 def render(scene: Scene, frames: int, start: int = 0) -> UInt8[np.ndarray, "t 64 64 3"]:
-    """Frames `start` to `start + frames - 1` of a scene, anti-aliased, RGB in [0, 255]."""
+    """Draws frames of a scene, anti-aliased.
+
+    Args:
+        scene: what to draw.
+        frames: how many.
+        start: the first of them.
+
+    Returns:
+        RGB in [0, 255].
+    """
     grid = np.arange(SIDE, dtype=np.float32) + 0.5
     image = np.empty((frames, SIDE, SIDE, 3), np.float32)
     image[:] = _ground(scene, frames, start, grid)
@@ -215,7 +308,15 @@ def _ground(scene, frames, start, grid):
 
 
 def sample_scene(rng: np.random.Generator, regime: str | None = None) -> Scene:
-    """Draw a scene; `regime` is a key of `REGIMES`, by default drawn too."""
+    """Draws a scene at random.
+
+    Args:
+        rng: source of all chance.
+        regime: a key of `REGIMES`; drawn by their shares if not given.
+
+    Returns:
+        The scene.
+    """
     if regime is None:
         regime = str(rng.choice(list(REGIMES), p=[kind.share for kind in REGIMES.values()]))
     _, sizes, speeds, still = REGIMES[regime]
@@ -250,10 +351,16 @@ def _motion(rng, speeds, still):
 
 
 def unnamed_places(directions: Sequence[str | None]) -> list[str]:
-    """Where one or two objects of these directions begin if their caption doesn't say it.
+    """Where one or two objects begin if their caption doesn't say it.
 
     That is the centre, along a motion the side from which it has room. Two objects share the frame
     along the other axis: the first is the left one, beside horizontal motion the upper one.
+
+    Args:
+        directions: of the objects, keys of `DIRECTIONS` or None.
+
+    Returns:
+        A key of `PLACES` for each.
     """
     steps = [DIRECTIONS.get(direction or "", (0, 0)) for direction in directions]
     grid = [[-dx, -dy] for dx, dy in steps]
@@ -316,7 +423,15 @@ _PLACE_WORDS = {
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Say what a scene shows, in lower case, with phrasings drawn by `rng`."""
+    """Says what a scene shows, in lower case.
+
+    Args:
+        scene: what is shown.
+        rng: draws the phrasings.
+
+    Returns:
+        The caption, which `parse` understands.
+    """
     nouns = [_noun(rng, thing) for thing in scene.objects]
     moves = [_pick(rng, _moves(thing.direction, thing.speed)) for thing in scene.objects]
     if len(nouns) == 1:
@@ -425,7 +540,17 @@ _CAMERA = re.compile(r"\bcamera (?:pans|panning) (left|right)\b|\bfixed camera\b
 
 
 def parse(text: str) -> Facts:
-    """The facts that a caption states; ValueError if it names no shape."""
+    """The facts that a caption states.
+
+    Args:
+        text: a caption of `caption`'s, or one in such words.
+
+    Returns:
+        The facts.
+
+    Raises:
+        ValueError: it names no shape.
+    """
     text = " ".join(text.lower().replace(",", " ").split())
     camera = _CAMERA.search(text)
     text = _CAMERA.sub("", text)
@@ -471,7 +596,15 @@ def _read_move(tail):
 
 
 def evaluation_prompts(n: int = 256, seed: int = 2024) -> list[tuple[str, Scene]]:
-    """Fixed captions and the scenes they were written for, the regimes in turn."""
+    """Fixed captions and the scenes they were written for, the regimes in turn.
+
+    Args:
+        n: how many.
+        seed: of scenes and phrasings.
+
+    Returns:
+        Captions and scenes.
+    """
     rng = np.random.default_rng(seed)
     names = list(REGIMES)
     scenes = [sample_scene(rng, names[i % len(names)]) for i in range(n)]

@@ -109,7 +109,7 @@ class SelfForcing:
             dit: the transformer.
             batch: number of samples.
             grid: height and width of the latents.
-            key: source of all noise.
+            key: all noise comes from it.
 
         Returns:
             A state without any frame.
