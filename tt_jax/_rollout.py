@@ -37,12 +37,13 @@ class Rollout:
 
     Attributes:
         latents: the generated latent frames, without `initial`.
-        drift: token drift of each chunk's first attempt, on the transformer's token grid.
+        drift: token drift of each chunk's first attempt, on the transformer's token grid (equation
+            2 of arXiv 2602.00268).
         pruned: share of the prunable frames in which an intervention dropped the position (0 or 1
             under "top").
-        severity, accepted_severity: mean drift of the most drifting tokens, of the first attempt
-            and of the one that was kept.
-        threshold: what the first was compared with.
+        severity: mean drift of the first attempt's most drifting tokens (equation 4).
+        accepted_severity: likewise of the attempt that was kept.
+        threshold: what the first attempt was compared with (equation 5).
         measured: whether there was anything to compare the chunk with: else drift and severities
             have no value.
         tested: whether there was a threshold: else it has no value, and nothing triggers.

@@ -105,6 +105,9 @@ def plan(
         samples: how many videos are made.
         alone: labels of runs whose own videos are written too.
 
+    Returns:
+        The names of all files.
+
     Raises:
         ValueError: nothing can be written there, or something is there.
     """

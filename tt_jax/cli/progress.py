@@ -22,8 +22,18 @@ class Tally:
 
     Attributes:
         label: of the run.
-        wanted: frames of the whole video. fps: its frames a second.
+        wanted: frames of the whole video.
+        fps: its frames a second.
         acts: whether abnormal chunks are made again.
+        started: when it began, on the clock of `time.perf_counter`.
+        chunks: how many are there.
+        total: how many there will be.
+        frames: how many are there.
+        abnormal: chunks that were, of all samples.
+        severity: the latest chunk's, the highest of its samples.
+        first: seconds until the first chunk was there; till then, programs were compiled.
+        first_frames: frames of the first chunk.
+        latest: seconds until the latest chunk was there.
     """
 
     label: str

@@ -24,7 +24,9 @@ class Attempt:
 
     Attributes:
         x0: what was made.
-        summary, drift, severity: of the frames of it that are judged.
+        summary: latent summary of those of its frames that are judged.
+        drift: of their tokens.
+        severity: of the most drifting of them.
         valid: the context entries that it saw.
         dropped: those that TokenTrim chose to drop for it, whether or not they were valid before.
     """

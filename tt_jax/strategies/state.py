@@ -126,10 +126,11 @@ class State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What TokenTrim saw and did in one chunk. Severity and drift are the first attempt's.
+    """What TokenTrim saw and did in one chunk.
 
     Attributes:
-        drift, severity: of the first attempt; 0 unless `measured`.
+        drift: token drift of the first attempt; 0 unless `measured`.
+        severity: of the first attempt; 0 unless `measured`.
         accepted_severity: of the attempt that was kept, which the statistics learn from.
         threshold: what the severity was compared with; 0 unless `tested`.
         measured: whether there was anything to compare the chunk with.

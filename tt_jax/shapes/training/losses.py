@@ -38,11 +38,16 @@ def clip_loss(
     and themselves. So a chunk's keys and values are made once, whatever comes after it.
 
     Args:
+        dit: the transformer.
+        text: encoded captions.
         context: chunks 0 to m - 1 of a clip, as a rollout would remember them. May be none.
         latents: its last n chunks, the last of them chunk m: with n = m + 1 the clip's first chunk
             is denoised too, without context, as a video begins.
-        sigma, time: noise level of each chunk and its sinusoid.
-        chunk, window: latent frames of a chunk, and those that a rollout's attention spans.
+        noise: what is mixed into the latents.
+        sigma: noise level of each of their chunks.
+        time: sinusoid of each level.
+        chunk: latent frames of a chunk.
+        window: latent frames that a rollout's attention spans.
 
     Returns:
         The error of every chunk of `latents`.

@@ -79,15 +79,25 @@ def run_stage(
     log: Log,
     seed: int = 0,
 ) -> Params:
-    """Optimises `loss` for some seconds and returns the running average of the parameters.
+    """Optimises a loss for some seconds.
 
     A scan of steps runs without the host. Progress is time spent, so that a stage ends on time on
     any machine; it is saved under `folder/name` and gone on with from there.
 
     Args:
-        stage: its settings. seconds: its time, data and compilation included.
+        name: of the stage.
+        stage: its settings.
+        seconds: its time, data and compilation included.
+        folder: where progress is saved.
+        params: to begin with.
+        loss: of parameters, data and a key: the loss, and further figures to log.
         data: from averaged parameters and a key to what the loss takes, on the device; made anew
             every `stage.refresh` scans.
+        log: gets each scan's figures.
+        seed: of all noise, with the stage's name.
+
+    Returns:
+        The running average of the parameters.
     """
 
     def update(state: dict, data: Any, key: Array, rate: Array) -> tuple[dict, dict]:
