@@ -47,12 +47,26 @@ BLOCK_ARRAYS = (
 
 
 def native(config: DiTConfig) -> Table:
-    """Wan's own checkpoints, and the state dicts of Self Forcing and Rolling Forcing."""
+    """The layout of Wan's own checkpoints, of Self Forcing's and of Rolling Forcing's.
+
+    Args:
+        config: Sizes of the transformer.
+
+    Returns:
+        A row for each array.
+    """
     return _table(config, 0)
 
 
 def diffusers(config: DiTConfig) -> Table:
-    """`WanTransformer3DModel` of diffusers."""
+    """The layout of diffusers' `WanTransformer3DModel`.
+
+    Args:
+        config: Sizes of the transformer.
+
+    Returns:
+        A row for each array.
+    """
     return _table(config, 1)
 
 

@@ -69,7 +69,14 @@ class Row:
         return "{i}" in self.name
 
     def names(self, shape: Shape) -> list[str]:
-        """The source's names, for ours of `shape`."""
+        """The source's names.
+
+        Args:
+            shape: Of our array, whose first axis may be the layers'.
+
+        Returns:
+            One name, or one for each layer.
+        """
         if not self.stacked:
             return [self.name]
         return [self.name.replace("{i}", str(i)) for i in range(shape[0])]

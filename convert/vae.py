@@ -102,7 +102,14 @@ def _places(config: VAEConfig) -> Iterator[Place]:
 
 
 def native(config: VAEConfig) -> Table:
-    """The layout of Wan's own `Wan2.1_VAE.pth`."""
+    """The layout of Wan's own `Wan2.1_VAE.pth`.
+
+    Args:
+        config: Sizes of the VAE, which decide on its blocks.
+
+    Returns:
+        A row for each array.
+    """
     return tuple(
         Row(f"{source}{name}.{array}", f"{ours}{layer}/{leaf}", axes)
         for ours, source, _, layers in _places(config)
@@ -112,7 +119,14 @@ def native(config: VAEConfig) -> Table:
 
 
 def diffusers(config: VAEConfig) -> Table:
-    """The layout of diffusers' `AutoencoderKLWan`."""
+    """The layout of diffusers' `AutoencoderKLWan`.
+
+    Args:
+        config: Sizes of the VAE, which decide on its blocks.
+
+    Returns:
+        A row for each array.
+    """
     return tuple(
         Row(f"{source}{name}.{array}", f"{ours}{layer}/{leaf}", axes)
         for ours, _, source, layers in _places(config)

@@ -65,7 +65,12 @@ class Rollout:
     state: State
 
     def numbers(self) -> dict[str, np.ndarray]:
-        """All but latents and state on the host, by name; NaN for what has no value yet."""
+        """What TokenTrim saw and did, on the host.
+
+        Returns:
+            All fields but latents and state, by name, as arrays of numpy; NaN for what has no value
+            yet.
+        """
         names = [f.name for f in dataclasses.fields(self) if f.name not in ("latents", "state")]
         found = {name: np.asarray(getattr(self, name)) for name in names}
         for name in ("severity", "accepted_severity"):

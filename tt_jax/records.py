@@ -32,7 +32,14 @@ def device() -> dict[str, Any]:
 
 
 def settings(value: Any) -> dict[str, Any]:
-    """The class and fields of a strategy or of TokenTrim, and so of what a field holds."""
+    """Settings as a record holds them.
+
+    Args:
+        value: a strategy, TokenTrim, or another dataclass.
+
+    Returns:
+        The name of its class, and its fields; a field that is such a dataclass likewise.
+    """
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     held = {name: settings(v) for name, v in fields.items() if dataclasses.is_dataclass(v)}
     return {"name": type(value).__name__, **fields, **held}

@@ -72,7 +72,14 @@ def verify(folder: Path) -> Iterator[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text to be pasted."""
+    """The rows as text to be pasted.
+
+    Args:
+        rows: from `verify`.
+
+    Returns:
+        One line for each.
+    """
     cells = [(r.part, r.check, "ok" if r.passed else "WRONG", r.result) for r in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(3)]
     return "\n".join(

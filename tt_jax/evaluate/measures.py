@@ -177,7 +177,14 @@ def measure(
 
 
 def cell_sums(frame: UInt8[np.ndarray, "h w 3"]) -> UInt16[np.ndarray, "h//16 w//16 3"]:
-    """Sum of every whole cell: 16x16 times 255 just fits into uint16."""
+    """Sums over whole cells: 16x16 times 255 just fits into uint16.
+
+    Args:
+        frame: RGB.
+
+    Returns:
+        Each cell's sum, by channel.
+    """
     rows, columns = (side // CELL for side in frame.shape[:2])
     part = frame[: rows * CELL, : columns * CELL].reshape(rows, CELL, -1)
     part = part.sum(axis=1, dtype=np.uint16).reshape(rows, columns, CELL, 3)
@@ -185,13 +192,27 @@ def cell_sums(frame: UInt8[np.ndarray, "h w 3"]) -> UInt16[np.ndarray, "h//16 w/
 
 
 def histogram(colours: Float[np.ndarray, "*cells 3"]) -> Float[np.ndarray, " bins"]:
-    """Shares of the cells in 8x8x8 equal bins over [0, 255] in RGB."""
+    """Histogram of colours in 8x8x8 equal bins over [0, 255] in RGB.
+
+    Args:
+        colours: the mean of each cell.
+
+    Returns:
+        Shares of the cells, 1 in all.
+    """
     bins = np.minimum((colours.reshape(-1, 3) * (BINS / 255)).astype(np.int64), BINS - 1)
     return np.bincount(bins @ (BINS**2, BINS, 1), minlength=BINS**3) / len(bins)
 
 
 def sharpness(luma: Float[np.ndarray, "h w"]) -> float:
-    """Variance of the Laplacian (four neighbours; borders left out)."""
+    """Variance of the Laplacian (four neighbours; borders left out).
+
+    Args:
+        luma: of a frame, 0 to 255.
+
+    Returns:
+        The variance in squared levels.
+    """
     inner = luma[1:-1, 1:-1]
     around = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
     return float(np.var(around - 4 * inner))

@@ -64,7 +64,14 @@ def title(name: str, flow: str) -> str:
 
 
 def table(measured: Mapping[str, Measures]) -> str:
-    """One row per measure, then one per start-end contrast; one column per video."""
+    """The table that is printed.
+
+    Args:
+        measured: the measures of each video, by its label.
+
+    Returns:
+        One line per measure, then one per start-end contrast; one column per video.
+    """
     first = next(iter(measured.values()))
     rows = [["", *measured]]
     rows += [["seconds", *(f"{float(m.frames / m.fps):.3f}" for m in measured.values())]]
@@ -101,7 +108,14 @@ def write_csv(path: Path, measured: Mapping[str, Measures]) -> None:
 
 
 def picture(measured: Mapping[str, Measures]) -> Figure:
-    """Each measure over the seconds, with the start-end contrasts of up to two videos."""
+    """Draws each measure over the seconds, with the start-end contrasts of up to two videos.
+
+    Args:
+        measured: the measures of each video, by its label.
+
+    Returns:
+        A figure, without pyplot; `style.save` writes it.
+    """
     figure = Figure(figsize=(9, 1.9 * len(CURVES) + 0.6), dpi=150, layout="constrained")
     colours = matplotlib.color_sequences["petroff10"]
     flow = next(iter(measured.values())).flow

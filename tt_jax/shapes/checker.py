@@ -76,7 +76,14 @@ class Measurement:
     visible: Float[np.ndarray, "t c"]
 
     def cut(self, frames: slice) -> "Measurement":
-        """The measurement of some of the frames."""
+        """The measurement of some of the frames.
+
+        Args:
+            frames: which; `slide` still counts from the first frame of all.
+
+        Returns:
+            Their measurement.
+        """
         return Measurement(*(getattr(self, field.name)[frames] for field in fields(self)))
 
     @property
@@ -92,7 +99,14 @@ class Measurement:
 
 
 def measure(video: UInt8[np.ndarray, "t 64 64 3"]) -> Measurement:
-    """Find background and objects of every frame, each frame for itself."""
+    """Finds background and objects of every frame, each frame for itself.
+
+    Args:
+        video: RGB in [0, 255].
+
+    Returns:
+        What each frame shows.
+    """
     pixels = video.astype(np.float32)
     frames = len(pixels)
     palette = np.concatenate([_COLOURS, _TONES])
@@ -500,7 +514,14 @@ def _mean(values):
 
 
 def moving(seen: Measurement) -> int:
-    """How many things move, whatever their colour."""
+    """How many things move, whatever their colour.
+
+    Args:
+        seen: of some frames; what is seen in fewer than half of them doesn't count.
+
+    Returns:
+        Their number.
+    """
     pace = np.linalg.norm(seen.centre[_LAG:] - seen.centre[:-_LAG], axis=-1) / _LAG
     # Half of the frames at least, or what flashes up once would count.
     known = (~np.isnan(pace)).sum(axis=0) * 2 >= len(pace)
@@ -508,5 +529,12 @@ def moving(seen: Measurement) -> int:
 
 
 def contrast(curve: Float[np.ndarray, " seconds"]) -> float:
-    """Start-end contrast: mean of the last five seconds minus mean of the first five."""
+    """Start-end contrast of a curve.
+
+    Args:
+        curve: one value a second; NaN doesn't count.
+
+    Returns:
+        Mean of the last five seconds minus mean of the first five.
+    """
     return float(_mean(curve[-5:]) - _mean(curve[:5]))

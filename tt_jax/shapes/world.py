@@ -517,7 +517,14 @@ DRAWS = (
 
 
 def facts(scene: Scene) -> Facts:
-    """What any caption of the scene says."""
+    """What any caption of a scene says.
+
+    Args:
+        scene: what is shown.
+
+    Returns:
+        Its facts; a place only where its captions name it.
+    """
     return Facts(
         tuple(
             ObjectFacts(o.shape, o.colour, o.size, o.direction or "still", o.speed, o.place)

@@ -108,7 +108,14 @@ class FlowMo:
             raise ValueError(f"FlowMo's rate must be above 0, not {self.rate}.")
 
     def steps(self, count: int) -> Bool[np.ndarray, " count"]:
-        """Which of `count` denoising steps are guided."""
+        """Which denoising steps are guided.
+
+        Args:
+            count: number of steps of the schedule.
+
+        Returns:
+            True for the first of them, as `fraction` says.
+        """
         return np.arange(count) / count < self.fraction
 
     def guide(

@@ -18,10 +18,16 @@ SHIFT = 5.0  # Wan's
 
 
 def sigmas(shift: float = SHIFT) -> Float[np.ndarray, "1001"]:
-    """Noise levels of the 1000 training steps, shifted, from 1 down, with a last 0; float32.
+    """Noise levels of the 1000 training steps, shifted.
 
-    With the very roundings of the originals, which count from 1 down to the middle and from 0 up
-    to it: one unit in a level's last place alone would cost 8e-6 of the model's output.
+    With the very roundings of the originals, which count from 1 down to the middle and from 0 up to
+    it: one unit in a level's last place alone would cost 8e-6 of the model's output.
+
+    Args:
+        shift: as in `warp`.
+
+    Returns:
+        Levels from 1 down, with a last 0; float32.
     """
     index = np.arange(TRAIN_STEPS + 1)
     step = float(np.float32(1 / TRAIN_STEPS))

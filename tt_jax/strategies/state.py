@@ -53,7 +53,14 @@ class Origin:
     trim: TokenTrim | None = None
 
     def after(self, trim: TokenTrim) -> "Origin":
-        """The same, once `trim` has judged a chunk."""
+        """The same, once a chunk has been judged.
+
+        Args:
+            trim: what judged it.
+
+        Returns:
+            The origin with these settings, but for `lam`.
+        """
         return dataclasses.replace(self, trim=dataclasses.replace(trim, lam=0.0))
 
     def check(self, other: "Origin") -> None:
@@ -217,7 +224,14 @@ def origin(dit: DiT, strategy: Any, batch: int, grid: tuple[int, int]) -> Origin
 
 
 def latents_dtype(dit: DiT) -> jnp.dtype:
-    """float32, in which latents are kept and noise is drawn; float64 for weights of float64."""
+    """The dtype in which latents are kept and noise is drawn.
+
+    Args:
+        dit: the transformer.
+
+    Returns:
+        float32; float64 for weights of float64.
+    """
     return wide_dtype(dit.head.kernel.dtype)
 
 

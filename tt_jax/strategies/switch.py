@@ -27,11 +27,15 @@ class Switch(NamedTuple):
 
 
 def switches(strategy: SelfForcing | RollingForcing) -> tuple[str, ...]:
-    """What `switch` can do to the cache of a strategy, the default first.
+    """What `switch` can do to the cache of a strategy.
 
-    "none": only the text changes. "flush": all but the sinks and the newest frames leave. "cut":
-    the same, and the new scene's first chunk stands far from them in time. "recache": keys and
-    values of the latest frames are made anew under the new prompt.
+    Args:
+        strategy: whose.
+
+    Returns:
+        Names, the default first. "none": only the text changes. "flush": all but the sinks and the
+        newest frames leave. "cut": the same, and the new scene's first chunk stands far from them
+        in time. "recache": keys and values of the latest frames are made anew under the new prompt.
     """
     return strategy.policy.switches if isinstance(strategy, SelfForcing) else ("none",)
 

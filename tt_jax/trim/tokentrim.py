@@ -95,11 +95,22 @@ class TokenTrim:
 
     @classmethod
     def off(cls) -> "TokenTrim":
-        """Measures drift and never intervenes: the plain strategy, bit for bit."""
+        """Measures drift and never intervenes.
+
+        Returns:
+            Settings that give the plain strategy, bit for bit.
+        """
         return cls(retries=0)
 
     def count(self, tokens: int) -> int:
-        """Size of the unstable set, ceil(p N), of `tokens` = N."""
+        """Size of the unstable set.
+
+        Args:
+            tokens: N, the tokens of a frame.
+
+        Returns:
+            ceil(p N).
+        """
         # The margin keeps ceil(0.1 * 30) from being 4.
         return math.ceil(self.p * tokens - 1e-9)
 
