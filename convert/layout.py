@@ -163,6 +163,7 @@ def check(table: Table, shapes: Mapping[str, Sequence[int]], model: Params) -> N
 
     Raises:
         LayoutError: They differ.
+        ValueError: The table isn't for the model's sizes.
     """
     ours = {path: tuple(leaf.shape) for path, leaf in flatten(model)}
     if different := ours.keys() ^ {row.path for row in table}:

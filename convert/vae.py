@@ -122,7 +122,7 @@ def diffusers(config: VAEConfig) -> Table:
     """The layout of diffusers' `AutoencoderKLWan`.
 
     Args:
-        config: Sizes of the VAE, which decide on its blocks.
+        config: As in `native`.
 
     Returns:
         A row for each array.
