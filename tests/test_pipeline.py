@@ -11,7 +11,7 @@ import pytest
 from models import PROMPT, TINY
 
 import tt_jax
-from tt_jax import pipeline, records
+from tt_jax import cache, pipeline, records
 from tt_jax.checkpoint import ModelError
 from tt_jax.pipeline import NonFiniteError
 from tt_jax.plots import drift, style
@@ -101,6 +101,76 @@ def test_thirty_seconds_are_41_chunks_and_480_frames(pipe, monkeypatch):
     monkeypatch.setattr(pipeline.Pipeline, "_stream", stream)
     pipe.stream(PROMPT, seconds=30)
     assert planned == {"frames": 480, "chunks": 41}
+
+
+def test_a_script_of_prompts(pipe, video):
+    """Switched at the nearest borders as the library's stream does, said in the record, continued,
+    and compiled once."""
+    module = sys.modules["tt_jax._rollout"]
+    before = module._rollout._cache_size(), pipeline._decode._cache_size()
+    square, star = "a large blue square", "a green star"
+    request = {"seed": 3, "trim": EAGER}
+    made = pipe.generate([(0, PROMPT), (1.2, square), (2.1, star, "none")], seconds=2.8, **request)
+    assert records.switches(made, 0) == [
+        {"chunk": 3, "start": 21 / 16, "prompt": square, "how": "none"},
+        {"chunk": 4, "start": 33 / 16, "prompt": star, "how": "none"},
+    ]
+    np.testing.assert_array_equal(made.frames[:, :21], video.frames[:, :21])
+    texts = [pipe.encode_prompt(prompt) for prompt in (PROMPT, square, star)]
+    wanted = tt_jax.stream(
+        pipe.dit, texts[0], jax.random.key(3), chunks=4, grid=(8, 8), strategy=pipe.strategy(),
+        trim=EAGER, script={2: tt_jax.Switch(texts[1]), 3: tt_jax.Switch(texts[2])},
+    )  # fmt: skip
+    latents = np.concatenate([part.latents for part in wanted], 1)
+    np.testing.assert_array_equal(made.rollout.latents, latents)
+    # The same in one line, in which the last scene's length is the video's; stopped at a switch.
+    line = f"{PROMPT} [1.2s] | {square} [.9s] | {star} [.7s]"
+    assert pipe.generate(line, **request).frames.tobytes() == made.frames.tobytes()
+    *_, stopped = pipe.stream([(0, PROMPT), (1.2, square)], seconds=33 / 16, **request)
+    more = pipe.generate([(0, star, "none")], seconds=12 / 16, state=stopped.state, trim=EAGER)
+    np.testing.assert_array_equal(more.frames, made.frames[:, 33:])
+    (row,) = records.switches(more, 0)
+    assert (row["chunk"], row["prompt"]) == (1, star)
+    assert (module._rollout._cache_size(), pipeline._decode._cache_size()) == before
+
+
+def test_what_a_script_does_to_the_cache_is_the_policys_unless_it_says(pipe, monkeypatch):
+    planned = []
+
+    def stream(self, *args):
+        planned.append(args[-1])
+        return iter(())
+
+    monkeypatch.setattr(pipeline.Pipeline, "_stream", stream)
+    embedded = jnp.repeat(pipe.encode_prompt(PROMPT), 2, 0)
+    script = [(0, embedded), (2, [PROMPT, "a star"]), (3, embedded, "none")]
+    for policy in (cache.InfinityRope(9), cache.LongLive(9, 2)):
+        pipe.stream(script, seconds=4, strategy=tt_jax.SelfForcing(cache=policy))
+    for changes, how in zip(planned, ("flush", "recache"), strict=True):
+        said = {chunk: (change.how, change.words) for chunk, (change, _) in changes.items()}
+        assert said == {3: (how, (PROMPT, "a star")), 4: ("none", ())}
+    # Of a video that begins with given frames, chunks begin later.
+    initial = np.zeros((17, 32, 32, 3), np.uint8)
+    pipe.stream([(0, PROMPT), (2.6, PROMPT)], seconds=4, initial=initial)
+    assert list(planned[-1]) == [2]  # at frame 17 + 24, 2.5625 s
+
+
+@pytest.mark.parametrize(
+    ("prompt", "how", "says"),
+    [
+        (PROMPT, {"seconds": None}, "has no length: give seconds"),
+        ([(0, PROMPT), (1, " ")], {}, "the prompt is empty"),
+        ([(0, PROMPT), (1, PROMPT, "flush")], {}, "has no switch 'flush': give one of none"),
+        ([(0, PROMPT, "none")], {}, "first prompt has no cache to switch"),
+        ([(0, PROMPT), (1, [PROMPT] * 2)], {}, "the prompt at 1 seconds must be"),
+        ([(0, PROMPT), (1, PROMPT, "cut")], {"strategy": tt_jax.RollingForcing(), "seconds": 4},
+         r"RollingForcing\(.* has no switch 'cut': give one of none"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_script_that_cannot_be(pipe, prompt, how, says):
+    with pytest.raises(ValueError, match=says):
+        pipe.stream(prompt, **{"seconds": 2.5} | how)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from tt_jax._rollout import Rollout
 from tt_jax.pipeline import Video
 from tt_jax.plots import drift as plots
 from tt_jax.plots import style
+from tt_jax.scenes import Change
 
 CHUNKS = 12
 HITS = (4, 9)
@@ -128,6 +129,20 @@ def test_picture(labels, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     assert image.shape[1] == 1650 and (image.reshape(-1, 3) == (213, 94, 0)).all(axis=1).any()
+
+
+def test_prompts_that_begin_within_the_video(tmp_path):
+    """A line at the second of their chunk, with as many of their words as there is room for."""
+    words = "a dog that runs along the beach " * 9
+    changes = {3: Change(2, None, "none", ("a dog",)), 4: Change(3, None, "flush", (words,))}
+    video = dataclasses.replace(make(), changes=changes)
+    axes = Figure().add_subplot()
+    plots.severity(axes, {"TokenTrim": video})
+    drawn = {text.xy[0]: text.get_text() for text in axes.texts}
+    assert list(drawn) == [33 / 16, 45 / 16] and drawn[33 / 16] == "a dog"
+    shown = drawn[45 / 16]
+    assert shown.startswith("a dog that runs") and shown.endswith("…") and shown.count("\n") == 1
+    style.save(plots.picture({"TokenTrim": video}, "a cat"), tmp_path / "a.png")
 
 
 def test_a_single_chunk(tmp_path):

@@ -1,7 +1,7 @@
 """From a prompt to a video: `load` a model, then generate, stream, or continue a video."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,16 @@ from tt_jax.models.tokenizer import Tokenizer
 from tt_jax.models.vae import VAE, Cache
 from tt_jax.nn.layers import wide
 from tt_jax.prompts import check_prompts, encode_text
+from tt_jax.scenes import Change, Changes, first_chunks, read_script
 from tt_jax.sharding import sharding
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.strategies.state import State, random_key
+from tt_jax.strategies.switch import Switch, way
 from tt_jax.trim.tokentrim import TokenTrim
 
 Prompt = str | Sequence[str] | Float[Array | np.ndarray, "b l e"]
+# Prompts by the second at which each begins; `Change` has what else can be said.
+Script = Sequence[Change | tuple[float, Prompt] | tuple[float, Prompt, str]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +79,7 @@ class Chunk:
         frames: what is new to see, uint8.
         rollout: of this chunk alone.
         state: continue from here.
+        change: the prompt that begins with it, and how; None if the one before goes on.
     """
 
     number: int
@@ -83,6 +88,7 @@ class Chunk:
     frames: UInt8[np.ndarray, "b t h w 3"]
     rollout: Rollout
     state: VideoState
+    change: Change | None = None
 
     def __repr__(self) -> str:
         batch, frames, height, width, _ = self.frames.shape
@@ -103,6 +109,8 @@ class Video:
             its frames, which were decoded before.
         state: continue from here.
         fps: frames a second.
+        changes: by the place of its first chunk in `starts`, each prompt but the first, and how the
+            cache was switched.
     """
 
     frames: UInt8[np.ndarray, "b t h w 3"]
@@ -110,6 +118,7 @@ class Video:
     starts: tuple[int, ...]
     state: VideoState
     fps: int = FPS
+    changes: Mapping[int, Change] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         batch, frames, height, width, _ = self.frames.shape
@@ -137,10 +146,13 @@ class Video:
             ValueError: there is no chunk.
         """
         frames, starts, records = [], [], []
+        changes: dict[int, Change] = {}
         state: VideoState | None = None
         for chunk in chunks:
             if progress is not None:
                 progress(chunk)
+            if chunk.change is not None:
+                changes[len(starts)] = chunk.change
             frames.append(chunk.frames)
             starts.append(chunk.start)
             # Without the states: each holds a whole context.
@@ -153,7 +165,7 @@ class Video:
             for name in records[0]
         }
         whole = Rollout(**fields, state=state.rollout)
-        return cls(np.concatenate(frames, axis=1), whole, tuple(starts), state)
+        return cls(np.concatenate(frames, axis=1), whole, tuple(starts), state, changes=changes)
 
     def paths(self, path: Path | str) -> list[Path]:
         """Where `save` puts each sample: `path`, or for several `video-0.mp4`, `video-1.mp4`."""
@@ -276,9 +288,9 @@ class Pipeline:
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Script,
         *,
-        seconds: float,
+        seconds: float | None = None,
         seed: int | None = None,
         trim: TokenTrim | None = None,
         strategy: Strategy | None = None,
@@ -291,7 +303,7 @@ class Pipeline:
 
         Args:
             prompt: as in `stream`, and so are the others.
-            seconds: of the whole video.
+            seconds: of the whole video, which a script's scenes may say.
             seed: of all noise.
             trim: TokenTrim's settings.
             strategy: how chunks are made.
@@ -312,9 +324,9 @@ class Pipeline:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Script,
         *,
-        seconds: float,
+        seconds: float | None = None,
         seed: int | None = None,
         trim: TokenTrim | None = None,
         strategy: Strategy | None = None,
@@ -325,9 +337,13 @@ class Pipeline:
         """Makes a video chunk by chunk; the same as one `rollout` over all of them.
 
         Args:
-            prompt: one, several (a batch), or embeddings from `encode_prompt`.
+            prompt: one, several (a batch), or embeddings from `encode_prompt`. Or a script: scenes
+                in one text, `"a cat [10s] | a dog [5s#]"` (`scenes.parse_scenes`), or a prompt by
+                each second at which one begins, `[(0, "a cat"), (10, "a dog")]`, with how the cache
+                is switched as a third value (`strategies.switch.switches`; the cache policy's own
+                way if left out). Prompts change between chunks, at the border nearest to the time.
             seconds: of the whole stream, initial frames included; exactly `round(16 * seconds)`
-                frames.
+                frames. Only scenes that all have a length can do without.
             seed: of all noise, 0 to 2**64 - 1; 0 if not given. With a state: not given, the video
                 goes on as if it hadn't stopped; given, it branches off from there.
             trim: `TokenTrim()` if not given.
@@ -346,8 +362,12 @@ class Pipeline:
             NonFiniteError: a chunk's latents aren't finite.
         """
         self._check_vae()
-        encoded = isinstance(prompt, jax.Array | np.ndarray)
-        text = jnp.asarray(prompt) if encoded else self.encode_prompt(prompt)
+        script, length = read_script(prompt)
+        seconds = length if seconds is None else seconds
+        if seconds is None:
+            raise ValueError("the video has no length: give seconds.")
+        texts = [self._text(change.prompt) for change in script]
+        text = texts[0]
         strategy = self.strategy() if strategy is None else strategy
         if state is None and seed is None:
             seed = 0
@@ -389,7 +409,19 @@ class Pipeline:
         check_request(
             self.dit, text, key, grid, strategy, trim, chunks - again, latents, None, inner
         )
-        return self._stream(text, frames, chunks, key, strategy, trim, size, latents, state)
+        # The frames at which chunks begin; a video's very first latent frame is one frame.
+        ahead = stride * (given - 1) + 1 if state is None else state.surplus.shape[1]
+        starts = [max(0, ahead + stride * strategy.chunk * chunk) for chunk in range(chunks)]
+        borders = [frame / FPS for frame in (*starts, frames)]
+        changes = _changes(script, texts, strategy, borders, state)
+        return self._stream(
+            text, frames, chunks, key, strategy, trim, size, latents, state, changes
+        )
+
+    def _text(self, prompt: Prompt) -> Float[Array, "b l e"]:
+        """Embeddings of what may be some already."""
+        encoded = isinstance(prompt, jax.Array | np.ndarray)
+        return jnp.asarray(prompt) if encoded else self.encode_prompt(prompt)
 
     def _stream(
         self,
@@ -402,6 +434,7 @@ class Pipeline:
         size: tuple[int, int],
         initial: Float[Array | np.ndarray, "b t h w c"] | None,
         state: VideoState | None,
+        changes: Mapping[int, tuple[Change, Float[Array, "b l e"]]],
     ) -> Iterator[Chunk]:
         side = self.config.vae.spatial_stride
         grid = (size[0] // side, size[1] // side)
@@ -414,6 +447,7 @@ class Pipeline:
         latent = stream_latents(
             self.dit, text, key, chunks=chunks - again, grid=grid, strategy=strategy, trim=trim,
             initial=initial, state=inner,
+            script={index: Switch(text, change.how) for index, (change, text) in changes.items()},
         )  # fmt: skip
         for index, out in enumerate(latent):
             number = first + index
@@ -435,8 +469,46 @@ class Pipeline:
             if index < chunks - strategy.lag:  # what comes after is made again
                 state = VideoState(out.state, cache, surplus)
             assert state is not None  # `check` asks for more chunks than are made again
-            yield Chunk(number, start, chunks, ready[:, :take], out, state)
+            change, _ = changes.get(index, (None, None))
+            yield Chunk(number, start, chunks, ready[:, :take], out, state, change)
             shown += take
+
+
+def _changes(
+    script: Changes,
+    texts: Sequence[Float[Array, "b l e"]],
+    strategy: Strategy,
+    borders: Sequence[float],
+    state: VideoState | None,
+) -> dict[int, tuple[Change, Float[Array, "b l e"]]]:
+    """The changes of a stream by their chunks, each with how and its embeddings.
+
+    The first prompt is there without, but where it switches the cache of a continued video.
+    borders: as in `first_chunks`. Raises ValueError for a script that can't be.
+    """
+    if script[0].how is not None and state is None:
+        raise ValueError("the first prompt has no cache to switch: leave how out.")
+    if strategy.lag and state is not None and len(script) > 1:
+        raise ValueError(
+            f"{type(strategy).__name__} makes the last chunks of a video that it continues again: "
+            "give one prompt."
+        )
+    changes = {}
+    places = first_chunks(script, borders)
+    for place, change, text in zip(places, script, texts, strict=True):
+        if text.shape != texts[0].shape:
+            was, now = list(texts[0].shape), list(text.shape)
+            raise ValueError(
+                f"the prompt at {change.seconds:g} seconds must be {was} like the first, not {now}."
+            )
+        if place == 0 and change.how is None:
+            continue
+        words = change.words
+        if not words and not isinstance(change.prompt, jax.Array | np.ndarray):
+            words = (change.prompt,) if isinstance(change.prompt, str) else tuple(change.prompt)
+        how = way(strategy, change.how)
+        changes[place] = change._replace(how=how, words=words), text
+    return changes
 
 
 def check_size(config: ModelConfig, size: tuple[int, int]) -> None:

@@ -71,6 +71,28 @@ def chunks(video: Video, sample: int) -> list[dict[str, Any]]:
     ]
 
 
+def switches(video: Video, sample: int) -> list[dict[str, Any]]:
+    """Tells where the prompt changed.
+
+    Args:
+        video: whose.
+        sample: which of the batch.
+
+    Returns:
+        One row for each prompt but the first: the number, from 1, and the second of the chunk that
+        it begins with, its words (None for embeddings), and how the cache was switched.
+    """
+    return [
+        {
+            "chunk": place + 1,
+            "start": video.starts[place] / video.fps,
+            "prompt": change.words[sample] if change.words else None,
+            "how": change.how,
+        }
+        for place, change in sorted(video.changes.items())
+    ]
+
+
 def value(number: Any) -> float | bool | None:
     """A number of numpy as one of Python; None for NaN and the infinities."""
     number = np.asarray(number).item()

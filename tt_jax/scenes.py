@@ -1,10 +1,20 @@
-"""A video's scenes in one line of text: `a cat [10s] | a dog [5s#] | a bird`."""
+"""A video's script: which prompt it has from which second on.
 
+In one line of text, `a cat [10s] | a dog [5s#] | a bird`; in a file, `SECONDS PROMPT` line by line;
+in Python, `[(0, "a cat"), (10, "a dog")]`.
+"""
+
+import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
 
-_ENDING = re.compile(r"\[\s*(\d+(?:\.\d+)?|\.\d+)\s*s\s*(#?)\s*\]\s*$")
+_LENGTH = r"\[\s*(\d+(?:\.\d+)?|\.\d+)\s*s\s*(#?)\s*\]\s*"
+_ENDING = re.compile(_LENGTH + "$")
+_ENDINGS = re.compile(_LENGTH + r"(\||$)")
+_LINE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(#?)\s+(.+)")
 
 
 class Scene(NamedTuple):
@@ -19,6 +29,26 @@ class Scene(NamedTuple):
     prompt: str
     seconds: float | None = None
     cut: bool = False
+
+
+class Change(NamedTuple):
+    """A prompt from a second of the video on.
+
+    Attributes:
+        seconds: from the video's beginning.
+        prompt: what `Pipeline.stream` takes as one.
+        how: what becomes of the cache, one of `strategies.switch.switches`; the cache policy's own
+            way if None.
+        words: of each sample, for records and pictures; the prompt itself where it is text.
+    """
+
+    seconds: float
+    prompt: Any
+    how: str | None = None
+    words: tuple[str, ...] = ()
+
+
+Changes = tuple[Change, ...]
 
 
 def parse_scenes(text: str) -> tuple[Scene, ...]:
@@ -57,23 +87,129 @@ def parse_scenes(text: str) -> tuple[Scene, ...]:
     return tuple(scenes)
 
 
-def first_chunks(scenes: Sequence[Scene], chunk_seconds: float) -> tuple[int, ...]:
-    """Where each scene begins: at the border between chunks that is nearest to its time.
+def read_script(prompt: Any) -> tuple[Changes, float | None]:
+    """What a request's prompt says.
 
     Args:
-        scenes: all of a video, of known lengths but the last.
-        chunk_seconds: how long a chunk lasts (0.75 for Wan's three latent frames at 16 a second).
+        prompt: a text, which is taken for scenes if a length like `[10s]` ends it or stands before
+            a bar; a sequence of `Change` or its values, `(seconds, prompt)` say; else any prompt.
 
     Returns:
-        The number of each scene's first chunk; a scene has at least one.
+        The changes, the first at 0 seconds, and how long the video is if its scenes say so.
 
     Raises:
-        ValueError: a scene before the last has no length.
+        ValueError: a scene can't be, as in `parse_scenes`, or a script, as in `check_script`.
     """
-    starts, passed = [0], 0.0
-    for scene in scenes[:-1]:
-        if scene.seconds is None:
-            raise ValueError(f"the scene {scene.prompt!r} needs its length: others follow.")
-        passed += scene.seconds
-        starts.append(max(starts[-1] + 1, round(passed / chunk_seconds)))
-    return tuple(starts)
+    if isinstance(prompt, str) and _ENDINGS.search(prompt):
+        scenes = parse_scenes(prompt)
+        lengths = [scene.seconds for scene in scenes if scene.seconds is not None]
+        starts = accumulate(lengths, initial=0.0)
+        script = tuple(
+            Change(start, scene.prompt, "cut" if scene.cut else None)
+            for start, scene in zip(starts, scenes, strict=False)
+        )
+        return script, sum(lengths) if len(lengths) == len(scenes) else None
+    pairs = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+    if pairs and prompt and isinstance(prompt[0], tuple | list):
+        for entry in prompt:
+            if not isinstance(entry, tuple | list) or not 2 <= len(entry) <= len(Change._fields):
+                raise ValueError(f"a script is of pairs like (10, 'a dog'), not {entry!r}.")
+        entries: Any = prompt
+        script = tuple(Change(*entry) for entry in entries)
+        check_script(script)
+        return script, None
+    return (Change(0.0, prompt),), None
+
+
+def check_script(script: Changes) -> None:
+    """Looks at the times of a script.
+
+    Args:
+        script: at least one change.
+
+    Raises:
+        ValueError: the first isn't at 0 seconds, or one isn't later than the one before.
+    """
+    for change in script:
+        if isinstance(change.seconds, bool) or not isinstance(change.seconds, int | float):
+            raise ValueError(f"a script's times are seconds, not {change.seconds!r}.")
+        if not math.isfinite(change.seconds):
+            raise ValueError(f"a script's times must be finite, not {change.seconds}.")
+    if script[0].seconds != 0:
+        raise ValueError(f"a script begins at 0 seconds, not at {script[0].seconds:g}.")
+    for before, after in pairwise(script):
+        if after.seconds <= before.seconds:
+            raise ValueError(
+                f"a script's times must increase: {after.seconds:g} comes after {before.seconds:g}."
+            )
+
+
+def read_file(path: Path) -> Changes:
+    """A script from a text file.
+
+    A line is `SECONDS PROMPT`, the seconds those at which the prompt begins: `0 a cat`, then
+    `10 a dog`; with `#` behind them, `10# a dog`, by a cut. Empty lines count for nothing.
+
+    Args:
+        path: of the file, UTF-8.
+
+    Returns:
+        The changes, the first at 0 seconds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is something else, or the times can't be, as in `check_script`.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        raise FileNotFoundError(f"there is no file {path}.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} isn't a text file in UTF-8.") from None
+    script = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        found = _LINE.fullmatch(line.strip())
+        if found is None:
+            raise ValueError(
+                f"line {number} of {path} must be SECONDS PROMPT, like '10 a dog', not "
+                f"{line.strip()!r}."
+            )
+        script.append(Change(float(found[1]), found[3], "cut" if found[2] else None))
+    if not script:
+        raise ValueError(f"{path} is empty: give it lines like '0 a cat' and '10 a dog'.")
+    if script[0].how:
+        raise ValueError(f"the first prompt of {path} has nothing to cut from: leave # out.")
+    try:
+        check_script(tuple(script))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return tuple(script)
+
+
+def first_chunks(script: Changes, borders: Sequence[float]) -> tuple[int, ...]:
+    """Where each prompt begins: at the border between chunks that is nearest to its time.
+
+    Args:
+        script: its changes, the first at 0 seconds.
+        borders: the seconds at which each chunk begins, and at which the last one ends.
+
+    Returns:
+        The number of each prompt's first chunk, from 0; a prompt has at least one.
+
+    Raises:
+        ValueError: a prompt would begin behind the last chunk.
+    """
+    chosen = [0]
+    for change in script[1:]:
+        behind = range(chosen[-1] + 1, len(borders))
+        # Of two borders as near, the earlier.
+        place = min(behind, key=lambda i: abs(borders[i] - change.seconds), default=len(borders))
+        if place >= len(borders) - 1:
+            raise ValueError(
+                f"nothing is left of the video for the prompt at {change.seconds:g} seconds: it "
+                f"ends at {borders[-1]:g}."
+            )
+        chosen.append(place)
+    return tuple(chosen)

@@ -46,13 +46,26 @@ TRIM = {
 
 def add_request(parser: argparse.ArgumentParser) -> None:
     """Adds what generate and compare have in common."""
-    parser.add_argument("prompt", help="what the video should show")
+    shown = parser.add_mutually_exclusive_group(required=True)
+    shown.add_argument(
+        "prompt", nargs="?",
+        help="what the video should show; or scenes, 'a cat [10s] | a dog [5s#]', each with its "
+        "length, and # where it begins with a cut",
+    )  # fmt: skip
+    shown.add_argument(
+        "--script", type=Path, metavar="FILE",
+        help="prompts from a file instead: a line SECONDS PROMPT for each, with the second at "
+        "which it begins, the first at 0; SECONDS# for one that begins with a cut",
+    )  # fmt: skip
     parser.add_argument(
         "--model", default="shapes",
         help="'shapes', which is embedded, or the folder of a model that `tt-jax fetch` or "
         "`python -m convert` has made",
     )  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of the video")
+    parser.add_argument(
+        "--seconds", type=float,
+        help="length of the video (default: that of scenes which all have one, else 30)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=seed, default=0, help="of all noise, from 0 to 2^64 - 1")
     parser.add_argument("--batch", type=positive, default=1, help="videos made at once")
     parser.add_argument("--size", type=size, help="like 832x480 (default: the model's own)")

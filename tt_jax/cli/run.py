@@ -27,10 +27,13 @@ from tt_jax.planning import memory
 from tt_jax.plots import drift as plots
 from tt_jax.plots import style
 from tt_jax.prompts import check_prompts, encode_prompts
+from tt_jax.scenes import Changes, read_file, read_script
 from tt_jax.strategies.presets import Preset, preset
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim.tokentrim import TokenTrim
+
+SECONDS = 30.0  # of a video, unless something else is asked for
 
 
 def given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
@@ -83,17 +86,29 @@ def configurations(
     return runs
 
 
+def script_of(args: argparse.Namespace) -> tuple[Changes, float]:
+    """The prompts and the video's length. Raises ValueError or OSError."""
+    if args.script is None:
+        script, length = read_script(args.prompt)
+    else:
+        script, length = read_file(args.script), None
+    check_prompts([change.prompt for change in script])
+    seconds = length if args.seconds is None else args.seconds
+    return script, SECONDS if seconds is None else seconds
+
+
 def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     """Checks a request for one run per label; the work makes them and writes the files."""
-    check_prompts([args.prompt])
-    frames = pipeline.frame_count(args.seconds)
+    script, seconds = script_of(args)
+    prompts = [change.prompt for change in script]
+    frames = pipeline.frame_count(seconds)
     config, kind = read_config(find(args.model))
     runs = configurations(args, labels, config.rollout)
     height, width = args.size or config.size
     pipeline.check_size(config, (height, width))
     several = len(labels) > 1
     planned = plan(
-        args.out, args.prompt, "compare" if several else "video", samples=args.batch,
+        args.out, prompts[0], "compare" if several else "video", samples=args.batch,
         alone=labels if several else (),
     )  # fmt: skip
     initial = None
@@ -110,21 +125,26 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     memory.check(dataclasses.replace(most, host=most.host * len(runs)))
 
     started = time.perf_counter()
-    text = jnp.repeat(encode_prompts(args.model, args.prompt, dtype), args.batch, axis=0)
+    texts = encode_prompts(args.model, prompts, dtype)
+    encoded = [
+        change._replace(prompt=jnp.repeat(text[None], args.batch, 0), words=(words,) * args.batch)
+        for change, text, words in zip(script, texts, prompts, strict=True)
+    ]
     pipe = pipeline.load(
         args.model, dtype, allow_bidirectional=args.allow_bidirectional, text=False
     )
     streams = {
         label: pipe.stream(
-            text, seconds=args.seconds, seed=args.seed, strategy=run.strategy, trim=run.trim,
+            encoded, seconds=seconds, seed=args.seed, strategy=run.strategy, trim=run.trim,
             size=(height, width), initial=initial,
         )
         for label, run in runs.items()
     }  # fmt: skip
     record = {
         "command": args.command,
-        "prompt": args.prompt,
-        "seconds": args.seconds,
+        "prompt": prompts[0],
+        "script": [change[:3] for change in script] if len(script) > 1 else None,
+        "seconds": seconds,
         "frames": frames,
         "fps": FPS,
         "size": [height, width],
@@ -150,7 +170,9 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
         def whole(output: Output) -> dict[str, Any]:
             own = {label: output.videos(label) for label in output.alone}
             samples = records.samples(videos, output.videos(), own)
-            return record | {"timings": timings, "samples": samples}
+            # Of the first sample: all have the same prompts.
+            switches = {label: records.switches(video, 0) for label, video in videos.items()}
+            return record | {"switches": switches, "timings": timings, "samples": samples}
 
         # First, so that nothing measured is lost whatever happens to the rest.
         output = planned.claim(whole)
@@ -158,7 +180,7 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
         note = " · ".join([args.model, f"seed {args.seed}", *notes(runs[labels[-1]])])
         acted = runs[labels[-1]].trim.retries > 0
         for i, file in enumerate(output.pictures()):
-            picture = plots.picture(videos, args.prompt, note, acted=acted, sample=i)
+            picture = plots.picture(videos, " | ".join(prompts), note, acted=acted, sample=i)
             style.save(picture, file)
         conclude(output, tallies)
 

@@ -28,6 +28,7 @@ DRIFT = "Blues"
 WIDTH, LEFT, RIGHT, GAP = 11.0, 0.75, 0.6, 0.08
 PANEL, TOP, BELOW_PANEL, BELOW_RUN = 2.3, 1.0, 0.7, 0.44
 COLUMNS = 9
+PROMPT_LETTERS = 150  # of a prompt's words, across the whole panel
 
 
 def picture(
@@ -35,7 +36,8 @@ def picture(
 ) -> Figure:
     """Draws the rollouts of one sample.
 
-    Above: severity over time, with the threshold and the abnormal chunks of the last run. Below,
+    Above: severity over time, with the threshold and the abnormal chunks of the last run, and a
+    line with the words of each prompt that begins in it. Below,
     for each run: frames, and the drift maps of their chunks with the dropped tokens outlined; one
     scale for all.
 
@@ -159,7 +161,7 @@ def columns(triggered: Bool[np.ndarray, " chunks"]) -> list[int]:
 
 
 def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sample: int = 0) -> None:
-    """Draws severity per chunk of each run; threshold and abnormal chunks of the last one.
+    """Draws severity per chunk of each run; threshold, abnormal chunks, prompts of the last one.
 
     The scale is logarithmic, and says so, where a linear one would press most chunks to its floor.
 
@@ -205,6 +207,7 @@ def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sampl
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlim(0, edges[-1])
+    prompts(axes, list(runs.values())[-1], sample)
     axes.set_xlabel("time in the video, seconds", size=9, color=INK)
     name = "severity (logarithmic)" if logarithmic else "severity"
     axes.set_ylabel(name, size=9, color=INK)
@@ -218,6 +221,31 @@ def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sampl
         prop={"family": [*chain.from_iterable(families)], "size": 8.5}, labelcolor=INK,
         frameon=False, handlelength=1.6, columnspacing=1.6,
     )  # fmt: skip
+
+
+def prompts(axes: Axes, video: Video, sample: int = 0) -> None:
+    """Draws a line where each further prompt begins, its words beside it as far as they fit.
+
+    Args:
+        axes: whose x is seconds, set to the video's length already.
+        video: whose prompts.
+        sample: which of the batch.
+    """
+    places = sorted(video.changes)
+    starts = [video.starts[place] / video.fps for place in places]
+    length = axes.get_xlim()[1]
+    for place, start, end in zip(places, starts, [*starts, length][1:], strict=True):
+        axes.axvline(start, color=INK, lw=1, ls=(0, (4, 2)), zorder=1)
+        change = video.changes[place]
+        words = change.words[sample] if change.words else "another prompt"
+        if change.how not in (None, "none"):
+            words = f"{words} ({change.how})"
+        room = max(5, round((end - start) / length * PROMPT_LETTERS))
+        shown, family = drawable(textwrap.fill(words, room, max_lines=2, placeholder="…"))
+        axes.annotate(
+            shown, (start, 1), (3, -2), xycoords=axes.get_xaxis_transform(), va="top", size=7.5,
+            textcoords="offset points", color=INK, family=family, parse_math=False, zorder=5,
+        )  # fmt: skip
 
 
 def drift_map(

@@ -40,6 +40,27 @@ def switches(strategy: SelfForcing | RollingForcing) -> tuple[str, ...]:
     return strategy.policy.switches if isinstance(strategy, SelfForcing) else ("none",)
 
 
+def way(strategy: SelfForcing | RollingForcing, how: str | None) -> str:
+    """What a switch of the cache will be.
+
+    Args:
+        strategy: whose cache.
+        how: what is asked for; None for the first of `switches(strategy)`.
+
+    Returns:
+        One of `switches(strategy)`.
+
+    Raises:
+        ValueError: for a `how` that the strategy's cache policy doesn't have.
+    """
+    known = switches(strategy)
+    how = known[0] if how is None else how
+    if how not in known:
+        of = strategy.policy if isinstance(strategy, SelfForcing) else strategy
+        raise ValueError(f"{of} has no switch {how!r}: give one of {', '.join(known)}.")
+    return how
+
+
 def switch(
     dit: DiT,
     text: Float[Array, "b l e"],
@@ -69,11 +90,7 @@ def switch(
         ValueError: for a `how` that the strategy's cache policy doesn't have.
     """
     strategy = SelfForcing() if strategy is None else strategy
-    known = switches(strategy)
-    how = known[0] if how is None else how
-    if how not in known:
-        of = strategy.policy if isinstance(strategy, SelfForcing) else strategy
-        raise ValueError(f"{of} has no switch {how!r}: give one of {', '.join(known)}.")
+    how = way(strategy, how)
     if how == "none":
         return state
     graph, params = nnx.split(dit)
