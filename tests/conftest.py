@@ -2,10 +2,13 @@
 
 import dataclasses
 import os
+from importlib import metadata
 from pathlib import Path
 
 # The same programs, compiled with less polish: most of the tests' time is compiling.
 QUICK = "--xla_backend_optimization_level=0"
+if metadata.version("jaxlib") < "0.11":  # later ones don't know it, and stop
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax  # noqa: E402
@@ -36,6 +39,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 _figures: list[tuple[str, str, str, float, float]] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten():
+    """Forgets a file's compiled programs: on a CPU each holds memory maps, of which Linux gives a
+    process 65,530; the whole suite's are more, and XLA then crashes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
