@@ -17,7 +17,7 @@ from convert.native import to_native
 from convert.plan import Request
 from convert.problems import BadInput, printable
 from convert.sizes import LONGEST_TEXT
-from tt_jax.checkpoint import PARTS
+from tt_jax.checkpoint import HELD
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("src", nargs="+", type=Path, help="files and folders of checkpoints")
     parser.add_argument("dst", type=Path, help="the model's folder")
-    parser.add_argument("--component", choices=(*PARTS, "all"), default="all", help="only this")
+    parser.add_argument("--component", choices=(*HELD, "all"), default="all", help="only this")
     parser.add_argument("--dtype", choices=DTYPES, help="of the result; default: the source's")
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=None,

@@ -12,15 +12,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from convert import dit, text, vae
+from convert import dit, text, tiny_vae, vae
 from convert.layout import Table
 from convert.problems import BadInput
 from convert.tensors import DTYPES, Tensor, unconvertible
 from tt_jax.models.dit import DiTConfig
 from tt_jax.models.text import TextConfig
+from tt_jax.models.tiny_vae import TinyVAEConfig
 from tt_jax.models.vae import VAEConfig
 
-PUBLISHED = {"dit": DiTConfig(), "vae": VAEConfig(), "text": TextConfig.umt5_xxl()}
+PUBLISHED = {
+    "dit": DiTConfig(),
+    "vae": VAEConfig(),
+    "text": TextConfig.umt5_xxl(),
+    "tiny_vae": TinyVAEConfig.wan2_1(),
+}
 
 # Words that wrappers of torch leave anywhere in a name.
 WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
@@ -45,7 +51,7 @@ class Layout:
     """A way of naming and shaping one part's arrays.
 
     Attributes:
-        part: The part of a model, "dit", "vae" or "text".
+        part: The part of a model, a key of `PUBLISHED`.
         name: What the layout is called.
         table: Its rows, for a config.
     """
@@ -54,7 +60,7 @@ class Layout:
     name: str
     table: Callable[[Any], Table]
 
-    @cache  # noqa: B019 (there are six)
+    @cache  # noqa: B019 (there are seven)
     def vocabulary(self) -> frozenset[str]:
         """All names, as patterns."""
         rows = self.table(PUBLISHED[self.part])
@@ -68,6 +74,7 @@ LAYOUTS = (
     Layout("vae", "diffusers", vae.diffusers),
     Layout("text", "native", text.native),
     Layout("text", "transformers", text.transformers),
+    Layout("tiny_vae", "native", tiny_vae.native),
 )
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from convert import dit, text, vae
+from convert import dit, text, tiny_vae, vae
 from convert.checkpoints import CAUSAL
 from convert.folder import atomic_folder, link_tree
 from convert.layout import Table
@@ -18,6 +18,7 @@ FILES = {
     "dit": ("diffusion_pytorch_model.safetensors", dit.native),
     "vae": ("Wan2.1_VAE.safetensors", vae.native),
     "text": ("models_t5_umt5-xxl-enc.safetensors", text.native),
+    "tiny_vae": ("taew2_1.safetensors", tiny_vae.native),
 }
 TOKENIZER = "google/umt5-xxl/spiece.model"
 

@@ -11,7 +11,7 @@ from convert.checkpoints import Checkpoint, join
 from convert.problems import BadInput
 from convert.sizes import config_of, unfit
 from convert.sources import Tokenizer, open_sources
-from tt_jax.checkpoint import PARTS, Stored, read_manifest, read_stored, shapes
+from tt_jax.checkpoint import HELD, Stored, read_manifest, read_stored, shapes
 from tt_jax.errors import ModelError
 
 
@@ -148,16 +148,17 @@ def _mixed(checkpoint: Checkpoint, config: Any) -> list[str]:
 
 def _disagreements(stored: Stored, tokenizer: Tokenizer | None) -> list[str]:
     """What keeps the parts from working together."""
-    dit, vae, text = (stored.parts.get(part) for part in PARTS)
+    dit, vae, text, tiny = (stored.parts.get(part) for part in HELD)
     pairs = []
     if dit and text:
         pairs += [
             ("the transformer reads text of width", dit.text_dim, "the encoder's has", text.dim),
             ("the transformer reads texts of", dit.text_len, "the encoder makes", text.text_len),
         ]
-    if dit and vae:
-        channels = vae.latent_channels
-        pairs.append(("the transformer's latents have", dit.channels, "the VAE's have", channels))
+    for one, whose in ((vae, "the VAE's have"), (tiny, "the tiny autoencoder's have")):
+        if dit and one:
+            latents = "the transformer's latents have"
+            pairs.append((latents, dit.channels, whose, one.latent_channels))
     wrong = [f"{a} {x}, {b} {y}." for a, x, b, y in pairs if x != y]
     if text and tokenizer and tokenizer.vocab > text.vocab:
         wrong.append(

@@ -1,6 +1,7 @@
 """A model's sizes from a checkpoint's shapes, and whether its tensors are all of that model's."""
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from convert.layout import LayoutError, Row, Table, check
 from convert.problems import BadInput
 from convert.tensors import Tensor
 from tt_jax.checkpoint import nest, shapes
+from tt_jax.models.tiny_vae import COLOURS
 
 # Each size of a config: an array of ours, and the source's axis that has its length.
 SIZES = {
@@ -32,10 +34,12 @@ SIZES = {
         "heads": ("blocks/position", 1),
         "buckets": ("blocks/position", 0),
     },
+    "tiny_vae": {"latent_channels": ("decoder/conv_in/kernel", 1)},
 }
 LONGEST_TEXT = 1 << 16  # tokens
 # What else a `config.json` beside the weights may say: its name, ours, the largest sensible number.
-SETTINGS = {
+SETTINGS: dict[str, tuple[tuple[str, str, int | float], ...]] = {
+    "tiny_vae": (),
     "dit": (
         ("num_attention_heads", "heads", 1024),
         ("num_heads", "heads", 1024),
@@ -79,6 +83,8 @@ def config_of(checkpoint: Checkpoint, heads: int | None, text_len: int | None) -
         lengths = (x.shape[axis] for x in _votes(rows[path], tensors) if axis < x.ndim)
         if common := Counter(lengths).most_common(1):
             sizes[field] = common[0][0]
+    if part == "tiny_vae":
+        sizes |= _tiny(table, tensors)
     if any(row.stacked for row in table):
         sizes["layers"] = _layers(table, tensors)
     file = checkpoint.files[0]
@@ -133,6 +139,17 @@ def unfit(checkpoint: Checkpoint, config: Any) -> list[str]:
             ),
         ]
     return []
+
+
+def _tiny(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tiny autoencoder's widths, and the patch that its pixels are gathered into."""
+    default = PUBLISHED["tiny_vae"]
+    found = {row.path: tensors[row.name].shape[0] for row in table if row.name in tensors}
+    levels = len(default.widths) - 1
+    paths = ["decoder/conv_in/bias", *(f"decoder/levels/{i}/conv/kernel" for i in range(levels))]
+    widths = (found.get(path, w) for path, w in zip(paths, default.widths, strict=True))
+    pixels = found.get("decoder/head/bias", COLOURS) // COLOURS
+    return {"widths": tuple(widths), "patch": max(1, math.isqrt(pixels))}
 
 
 def _votes(row: Row, tensors: Mapping[str, Tensor]) -> list[Tensor]:

@@ -13,6 +13,7 @@ from convert.tensors import write_safetensors
 from tt_jax.checkpoint import shapes
 from tt_jax.models.dit import DiTConfig
 from tt_jax.models.text import TextConfig
+from tt_jax.models.tiny_vae import TinyVAEConfig
 from tt_jax.models.tokenizer import train_sentencepiece
 from tt_jax.models.vae import VAEConfig
 
@@ -22,6 +23,7 @@ NARROW = {
     "dit-14b": DiTConfig(dim=32, ffn_dim=48, layers=40, heads=4, text_dim=16),
     "vae": VAEConfig(dim=4),
     "text": TextConfig(vocab=512, dim=16, attention_dim=16, ffn_dim=24, heads=2, layers=24),
+    "tiny_vae": TinyVAEConfig(widths=(8, 6, 5, 4)),
 }
 SHALLOW = {
     "dit": dataclasses.replace(NARROW["dit"], layers=2),

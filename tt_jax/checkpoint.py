@@ -4,7 +4,7 @@ FOLDER/config.json      sizes and kind, readable
 FOLDER/manifest.json    where each array came from (written by `convert`)
 FOLDER/tokenizer.model  sentencepiece
 FOLDER/vocabulary.json  of a model that knows few words: those, and what it can draw
-FOLDER/{dit,vae,text}/  arrays; a folder may hold only some of the parts
+FOLDER/{dit,vae,text,tiny_vae}/  arrays; a folder may hold only some of the parts
 """
 
 import dataclasses
@@ -27,14 +27,19 @@ from tt_jax.errors import ModelError
 from tt_jax.models.configs import ModelConfig, RolloutConfig
 from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.text import TextConfig, TextEncoder
+from tt_jax.models.tiny_vae import TinyVAE, TinyVAEConfig
 from tt_jax.models.tokenizer import Tokenizer, Vocabulary
 from tt_jax.models.vae import VAE, VAEConfig
 
+# What a whole model consists of: for each part its sizes and its module.
 PARTS: dict[str, tuple[type, type]] = {
     "dit": (DiTConfig, DiT),
     "vae": (VAEConfig, VAE),
     "text": (TextConfig, TextEncoder),
 }
+# What a folder may hold: a tiny autoencoder too, to be taken instead of the VAE.
+HELD = {**PARTS, "tiny_vae": (TinyVAEConfig, TinyVAE)}
+VAES = {"full": "vae", "tiny": "tiny_vae"}  # which VAE decodes: its part
 # Models that come with the package.
 EMBEDDED = {
     "shapes": Path(__file__).parent / "shapes" / "weights",
@@ -108,7 +113,7 @@ def read_stored(folder: Path) -> Stored:
     try:
         if not PARTS.keys() <= stored.keys():
             _refuse_unconverted(folder, stored)
-        parts = {name: _config(name, stored[name]) for name in PARTS if stored[name] is not None}
+        parts = {name: _config(name, stored[name]) for name in HELD if stored.get(name) is not None}
         size = _value("size", stored["size"], tuple[int, ...])
         if len(size) != 2 or stored["kind"] not in KINDS:
             raise ValueError(f"size {size}, kind {stored['kind']!r}")
@@ -149,7 +154,7 @@ def _refuse_unconverted(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _config(part: str, values: Mapping[str, Any]) -> Any:
     """A part's sizes. Raises ValueError, TypeError, KeyError or AttributeError."""
-    kind = PARTS[part][0]
+    kind = HELD[part][0]
     types = typing.get_type_hints(kind)
     return kind(**{name: _value(f"{part}.{name}", x, types[name]) for name, x in values.items()})
 
@@ -215,12 +220,15 @@ def write_config(folder: Path, config: ModelConfig, kind: str) -> None:
     write_stored(folder, Stored(kind, parts, config.size, config.rollout))
 
 
-def read_config(folder: Path, needed: Collection[str] = tuple(PARTS)) -> tuple[ModelConfig, str]:
+def read_config(
+    folder: Path, needed: Collection[str] = tuple(PARTS), vae: str = "full"
+) -> tuple[ModelConfig, str]:
     """The sizes of the model in `folder`, and its kind.
 
     Args:
         folder: The model's folder.
         needed: The parts that it must hold, the transformer at least.
+        vae: "full", or "tiny": the VAE is the tiny autoencoder then, which the folder must hold.
 
     Returns:
         The sizes, those of parts that aren't there as published for such a transformer, and the
@@ -229,10 +237,21 @@ def read_config(folder: Path, needed: Collection[str] = tuple(PARTS)) -> tuple[M
     Raises:
         ModelError: The folder holds no such model.
     """
+    if vae not in VAES:
+        raise ModelError(f"there is no VAE {vae!r}: give one of {', '.join(map(repr, VAES))}.")
     stored = read_stored(folder)
-    if missing := [name for name in PARTS if name in needed and name not in stored.parts]:
+    if vae == "tiny" and "tiny_vae" not in stored.parts:
+        raise ModelError(
+            f"{folder} holds no tiny autoencoder: `tt-jax fetch taew2_1 {folder}` adds Wan2.1's, "
+            f"`python -m convert FILE {folder}` one of a file; or go on with the full VAE."
+        )
+    needed = {VAES[vae] if name == "vae" else name for name in needed}
+    if missing := [name for name in HELD if name in needed and name not in stored.parts]:
         raise ModelError(f"{folder} holds no {missing[0]!r}: convert the checkpoint that has it.")
     parts = {**_published(stored.parts["dit"]), **stored.parts}
+    tiny = parts.pop("tiny_vae", None)
+    if vae == "tiny":
+        parts["vae"] = tiny
     return ModelConfig(**parts, size=stored.size, rollout=stored.rollout), stored.kind
 
 
@@ -245,6 +264,11 @@ def _published(dit: DiTConfig) -> dict[str, Any]:
         vae = dataclasses.replace(vae, latent_channels=channels, **plain)
     text = dataclasses.replace(TextConfig.umt5_xxl(), dim=dit.text_dim, text_len=dit.text_len)
     return {"vae": vae, "text": text}
+
+
+def vae_part(config: ModelConfig) -> str:
+    """The part that a model's VAE is: "vae", or "tiny_vae"."""
+    return next(name for name in VAES.values() if isinstance(config.vae, HELD[name][0]))
 
 
 def flatten(params: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -288,12 +312,12 @@ def abstract(part: str, config: Any, dtype: DTypeLike) -> Any:
     """The module of one part, with shapes in place of arrays.
 
     Args:
-        part: A key of `PARTS`.
+        part: A key of `HELD`.
         config: The part's sizes.
         dtype: Of its arrays.
 
     Returns:
-        A DiT, VAE or TextEncoder of `jax.ShapeDtypeStruct`s.
+        The part's module of `jax.ShapeDtypeStruct`s.
     """
     graph, state = _abstract(part, config, np.dtype(dtype))
     return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))  # variables of its own
@@ -302,7 +326,7 @@ def abstract(part: str, config: Any, dtype: DTypeLike) -> Any:
 @lru_cache(maxsize=16)
 def _abstract(part: str, config: Any, dtype: np.dtype) -> tuple[nnx.GraphDef, nnx.State]:
     """The same in two halves, which take a while to make."""
-    module = PARTS[part][1]
+    module = HELD[part][1]
     return nnx.split(nnx.eval_shape(lambda: module(config, dtype=dtype, rngs=nnx.Rngs(0))))
 
 
@@ -437,14 +461,14 @@ def load_part(
 
     Args:
         folder: The model's folder.
-        part: A key of `PARTS`.
+        part: A key of `HELD`.
         config: The part's sizes.
         dtype: Of the result.
         sharding: Names the sharding of an array, by its path (like "blocks/ffn/fc1/kernel") and
             shape; without it, or where it returns None, arrays go to the default device.
 
     Returns:
-        The module, a DiT, VAE or TextEncoder.
+        The module, as `HELD` says.
 
     Raises:
         ModelError: The part isn't there, is damaged, or isn't of these sizes.

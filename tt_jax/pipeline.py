@@ -17,6 +17,7 @@ from tt_jax._rollout import Rollout, Strategy, check_request
 from tt_jax._rollout import stream as stream_latents
 from tt_jax.checkpoint import (
     PARTS,
+    VAES,
     default_dtype,
     find,
     load_part,
@@ -28,6 +29,7 @@ from tt_jax.errors import ModelError, NonFiniteError
 from tt_jax.models.configs import FPS, ModelConfig
 from tt_jax.models.dit import DiT
 from tt_jax.models.text import TextEncoder
+from tt_jax.models.tiny_vae import Memory, TinyVAE
 from tt_jax.models.tokenizer import Tokenizer
 from tt_jax.models.vae import VAE, Cache
 from tt_jax.nn.layers import wide
@@ -204,7 +206,8 @@ class Pipeline:
 
     Attributes:
         dit: the transformer.
-        vae: None if the model's folder has none: `rollout` makes latents then, but nothing a video.
+        vae: full or tiny; None if the model's folder has none: `rollout` makes latents then, but
+            nothing a video.
         text: the text encoder; None if it was loaded without: prompts are embeddings then, see
             `encode_prompts`.
         tokenizer: None where there is none and no text encoder.
@@ -213,7 +216,7 @@ class Pipeline:
     """
 
     dit: DiT
-    vae: VAE | None
+    vae: VAE | TinyVAE | None
     text: TextEncoder | None
     tokenizer: Tokenizer | None
     config: ModelConfig
@@ -376,6 +379,8 @@ class Pipeline:
         if state is not None:
             if initial is not None or size is not None:
                 raise ValueError("a continued video has its size and start: give neither.")
+            if isinstance(state.cache, Memory) != isinstance(self.vae, TinyVAE):
+                raise ValueError("the video was decoded by another VAE: continue it with that one.")
             size = state.surplus.shape[2:4]
         size = self.config.size if size is None else size
         check_size(self.config, size)
@@ -439,6 +444,8 @@ class Pipeline:
         side = self.config.vae.spatial_stride
         grid = (size[0] // side, size[1] // side)
         decode = partial(_decode, *nnx.split(self.vae))
+        # One latent frame, the same program whatever their number; the tiny VAE gains by more.
+        at_once = strategy.chunk if isinstance(self.vae, TinyVAE) else 1
         inner, cache = (None, None) if state is None else (state.rollout, state.cache)
         surplus = np.zeros((len(text), 0, *size, 3), np.uint8) if state is None else state.surplus
         shown = 0
@@ -456,13 +463,13 @@ class Pipeline:
             latents = out.latents
             if index == 0 and initial is not None:
                 latents = jnp.concatenate([initial, latents], axis=1)
-            # One latent frame at a time: the same program whatever the number of frames.
             decoded = []
-            for i in range(latents.shape[1]):
-                part, cache = decode(cache, latents[:, i : i + 1])
+            for i in range(0, latents.shape[1], at_once):
+                part, cache = decode(cache, latents[:, i : i + at_once])
                 decoded.append(part)
             ready = np.concatenate([surplus, *decoded], axis=1)
-            own = sum(part.shape[1] for part in decoded[-strategy.chunk :])
+            new = ready.shape[1] - surplus.shape[1]
+            own = min(new, strategy.chunk * self.config.vae.temporal_stride)
             start = shown + ready.shape[1] - own
             take = frames - shown if index == chunks - 1 else ready.shape[1]
             surplus = ready[:, take:]
@@ -534,6 +541,7 @@ def load(
     allow_bidirectional: bool = False,
     mesh: Mesh | None = None,
     text: bool = True,
+    vae: str = "full",
 ) -> Pipeline:
     """Loads a model.
 
@@ -545,12 +553,13 @@ def load(
             the pipeline under `with jax.set_mesh(mesh)` then.
         text: load the text encoder too; without it prompts are embeddings (`encode_prompts`), and
             the folder needs no more than a transformer.
+        vae: "full", or "tiny": the tiny autoencoder decodes, many times faster and less exactly.
 
     Raises:
         ModelError: there is no such model, it lacks a part, or it is bidirectional.
     """
     folder = find(model)
-    config, kind = read_config(folder, PARTS if text else ("dit",))
+    config, kind = read_config(folder, PARTS if text else ("dit",), vae)
     if kind == "bidirectional" and not allow_bidirectional:
         raise ModelError(
             f"{folder} is a bidirectional model, which generates garbage chunk by chunk: take a "
@@ -563,9 +572,11 @@ def load(
     dtype = default_dtype() if dtype is None else dtype
     places = None if mesh is None else sharding(mesh)
     parts: dict[str, Any] = dict.fromkeys(PARTS)
-    for name in read_stored(folder).parts:
-        if name != "text" or text:
-            parts[name] = load_part(folder, name, getattr(config, name), dtype, places)
+    stored = read_stored(folder).parts
+    wanted = {"dit": "dit", "vae": VAES[vae], **({"text": "text"} if text else {})}
+    for part, held in wanted.items():
+        if held in stored:
+            parts[part] = load_part(folder, held, getattr(config, part), dtype, places)
     return Pipeline(**parts, tokenizer=tokenizer, config=config, kind=kind)
 
 

@@ -211,4 +211,14 @@ def try_dit(folder: Path, stored: Stored) -> Row:
     return Row("dit", "one chunk", result, finite)
 
 
-TRIALS = {"vae": try_vae, "dit": try_dit}
+def try_tiny_vae(folder: Path, stored: Stored) -> Row:
+    """A few frames from noise, in float32."""
+    config = stored.parts["tiny_vae"]
+    tiny = load_part(folder, "tiny_vae", config, jnp.float32)
+    latents = jax.random.normal(jax.random.key(0), (1, 2, 8, 8, config.latent_channels))
+    frames = np.asarray(jax.jit(type(tiny).decode)(tiny, latents))
+    finite = bool(np.isfinite(frames).all())
+    return Row("tiny_vae", "decoding", f"frames {'' if finite else 'not '}finite", finite)
+
+
+TRIALS = {"vae": try_vae, "dit": try_dit, "tiny_vae": try_tiny_vae}

@@ -35,6 +35,7 @@ CACHES = (
     "tether-cache",
     "fade-mem",
 )
+VAES = ("full", "tiny")
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "shapes")
 FETCHED = ("self-forcing", "rolling-forcing", "wan2.1-1.3b", "wan2.1-14b")
 # TokenTrim's own, but for switches; a preset may have others.
@@ -88,6 +89,10 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:KEY=VALUE,...]",
         help=f"what is kept of the past, instead of a window: {', '.join(CACHES)}",
     )
+    parser.add_argument(
+        "--vae", choices=VAES, default="full",
+        help="what decodes: the model's VAE, or a tiny one, much faster and less exact",
+    )  # fmt: skip
     parser.add_argument(
         "--allow-bidirectional", action="store_true",
         help="use a model that wasn't trained to generate chunk by chunk",

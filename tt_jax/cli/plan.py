@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tt_jax.cli.options import MODELS, PRESETS, positive, size
+from tt_jax.cli.options import MODELS, PRESETS, VAES, positive, size
 from tt_jax.planning.machines import MACHINES, machine
 
 
@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--window", type=int, help="latent frames that attention spans (default: the model's own)"
     )
+    parser.add_argument("--vae", choices=VAES, default="full", help="what decodes")
     parser.add_argument("--preset", help=f"a row of the paper's tables: {', '.join(PRESETS)}")
     parser.set_defaults(check=check, computes=False)  # nothing runs
 
@@ -33,14 +34,17 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
     there = machine(args.device)
 
     from tt_jax.checkpoint import find, read_config
-    from tt_jax.models.configs import CONFIGS
+    from tt_jax.models.configs import CONFIGS, with_tiny_vae
     from tt_jax.pipeline import check_size, frame_count
     from tt_jax.planning import compiler, fit
     from tt_jax.strategies.presets import preset
     from tt_jax.strategies.self_forcing import SelfForcing
 
     known = CONFIGS.get(args.model)
-    config = read_config(find(args.model))[0] if known is None else known
+    if known is None:
+        config = read_config(find(args.model), vae=args.vae)[0]
+    else:
+        config = with_tiny_vae(known) if args.vae == "tiny" else known
     size = args.size or config.size
     check_size(config, size)
     strategy, trim = preset(args.preset or "self-forcing+tokentrim-no-flowmo", config.rollout)

@@ -102,7 +102,7 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
     script, seconds = script_of(args)
     prompts = [change.prompt for change in script]
     frames = pipeline.frame_count(seconds)
-    config, kind = read_config(find(args.model))
+    config, kind = read_config(find(args.model), vae=args.vae)
     runs = configurations(args, labels, config.rollout)
     height, width = args.size or config.size
     pipeline.check_size(config, (height, width))
@@ -131,7 +131,7 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
         for change, text, words in zip(script, texts, prompts, strict=True)
     ]
     pipe = pipeline.load(
-        args.model, dtype, allow_bidirectional=args.allow_bidirectional, text=False
+        args.model, dtype, allow_bidirectional=args.allow_bidirectional, text=False, vae=args.vae
     )
     streams = {
         label: pipe.stream(
@@ -155,6 +155,7 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
         "strategy": {label: records.settings(run.strategy) for label, run in runs.items()},
         "trim": {label: records.settings(run.trim) for label, run in runs.items()},
         "model": {"name": args.model, "kind": kind, "config": dataclasses.asdict(config)},
+        "vae": args.vae,
         "versions": records.versions(),
         "device": records.device(),
     }

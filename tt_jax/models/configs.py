@@ -4,6 +4,7 @@ import dataclasses
 
 from tt_jax.models.dit import DiTConfig
 from tt_jax.models.text import TextConfig
+from tt_jax.models.tiny_vae import TinyVAEConfig
 from tt_jax.models.vae import VAEConfig
 
 FPS = 16  # frames a second of every model's videos
@@ -35,17 +36,24 @@ class ModelConfig:
 
     Args:
         dit: of the transformer.
-        vae: of the VAE.
+        vae: of the VAE, or of the tiny one in its place.
         text: of the text encoder.
         size: height and width of its videos in pixels.
         rollout: how it was trained to be rolled out.
     """
 
     dit: DiTConfig
-    vae: VAEConfig
+    vae: VAEConfig | TinyVAEConfig
     text: TextConfig
     size: tuple[int, int] = (480, 832)
     rollout: RolloutConfig = RolloutConfig()
+
+
+def with_tiny_vae(config: ModelConfig) -> ModelConfig:
+    """The same model with the tiny autoencoder of its latents."""
+    if config.dit.channels != TinyVAEConfig.latent_channels:
+        raise ValueError("there is no tiny autoencoder for this model's latents.")
+    return dataclasses.replace(config, vae=TinyVAEConfig())
 
 
 CONFIGS = {

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh
 
 from tt_jax._rollout import Strategy
-from tt_jax.checkpoint import abstract, shapes
+from tt_jax.checkpoint import abstract, shapes, vae_part
 from tt_jax.models.configs import ModelConfig
 from tt_jax.models.dit import KV
 from tt_jax.nn.attention import choice
@@ -89,7 +89,8 @@ def estimate(asked: Request) -> Memory:
 
     def weights(part: str) -> int:
         total = 0
-        for path, leaf in shapes(part, getattr(config, part)).items():
+        held = vae_part(config) if part == "vae" else part
+        for path, leaf in shapes(held, getattr(config, part)).items():
             shards = math.prod(mesh.shape[axis] for axis in spec(path, leaf.shape, mesh) if axis)
             total += leaf.size * np.dtype(DTYPE).itemsize // shards
         return total
@@ -227,16 +228,16 @@ def pass_cost(asked: Request, frames: int) -> Cost:
 
 
 def decoding_cost(asked: Request) -> Cost:
-    """What one step of the VAE's decoder costs.
+    """What a latent frame costs the VAE's decoder.
 
     Args:
-        asked: the videos; a step takes a latent frame of each.
+        asked: the videos; it is one of each.
 
     Returns:
         Operations and bytes.
     """
     vae = asked.config.vae
-    decoder, weights = nnx.split(abstract("vae", vae, DTYPE))
+    decoder, weights = nnx.split(abstract(vae_part(asked.config), vae, DTYPE))
     shape = (asked.batch, 1, *asked.grid, vae.latent_channels)
     latent = jax.ShapeDtypeStruct(shape, jnp.float32)
 

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from tt_jax._rollout import Strategy
-from tt_jax.checkpoint import PARTS, abstract, shapes
+from tt_jax.checkpoint import PARTS, abstract, shapes, vae_part
 from tt_jax.models.configs import ModelConfig
+from tt_jax.models.tiny_vae import TinyVAEConfig
 from tt_jax.nn.dot_product import LOGIT_BYTES
 
 
@@ -100,8 +101,8 @@ def estimate(
     tokens = latent // dit.patch**2
     own, past = strategy.pass_frames * tokens, strategy.slots * tokens
     weights = {
-        part: kind * sum(leaf.size for leaf in shapes(part, getattr(config, part)).values())
-        for part in PARTS
+        part: kind * sum(leaf.size for leaf in shapes(held, getattr(config, part)).values())
+        for part, held in {**{name: name for name in PARTS}, "vae": vae_part(config)}.items()
     }
     transformer = abstract("dit", dit, dtype)
     state = nbytes(
@@ -115,7 +116,11 @@ def estimate(
     if strategy.guidance is not None:  # its backward pass, and every layer's input
         denoising = 2 * denoising + batch * own * dit.layers * dit.dim * kind
     # The last level, at full resolution: about eight of its arrays at once, the cache included.
-    decoding = 8 * vae.temporal_stride * height * width * vae.dim * vae.dim_mult[0] * kind
+    if isinstance(vae, TinyVAEConfig):  # a whole chunk, whose patches are pixels
+        decoding = 8 * strategy.chunk * height * width * vae.widths[-1] * kind // vae.patch**2
+    else:
+        decoding = 8 * height * width * vae.dim * vae.dim_mult[0] * kind
+    decoding *= vae.temporal_stride
     chunks = math.ceil(frames / vae.temporal_stride / strategy.chunk)
     made = chunks * (strategy.chunk * latent * dit.channels + 2 * tokens) * wide
     return Memory(
