@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from convert.checkpoints import BIDIRECTIONAL, CAUSAL
+from convert.lora import parse
 from convert.model import convert
 from convert.native import to_native
 from convert.plan import Request
@@ -49,6 +50,10 @@ def arguments() -> argparse.ArgumentParser:
         help="what the transformer was trained to be; default: what its settings say",
     )  # fmt: skip
     parser.add_argument(
+        "--lora", action="append", type=parse, default=[], metavar="FILE[:SCALE]",
+        help="add a LoRA to the transformer's weights; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
         "--to-native", action="store_true",
         help="write the model's folder SRC back to safetensors with Wan's own names, bit for bit",
     )  # fmt: skip
@@ -70,8 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--num-heads must be at least 1")
     if args.text_len is not None and not 1 <= args.text_len <= LONGEST_TEXT:
         parser.error(f"--text-len must be from 1 to {LONGEST_TEXT}")
-    if args.to_native and len(args.src) > 1:
-        parser.error("--to-native takes one model's folder")
+    if args.to_native and (len(args.src) > 1 or args.lora):
+        parser.error("--to-native takes one model's folder, and no --lora")
     try:
         if args.to_native:
             done = to_native(args.src[0], args.dst)
@@ -79,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             dtype = DTYPES[args.dtype] if args.dtype else None
             request = Request(
                 args.component, dtype, args.ema, args.num_heads, args.text_len,
-                ASKED_KINDS.get(args.kind),
+                ASKED_KINDS.get(args.kind), tuple(args.lora),
             )  # fmt: skip
             done = convert(args.src, args.dst, request, {})
     except BadInput as error:

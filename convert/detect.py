@@ -147,8 +147,8 @@ def model_in(
         if lora := next(filter(LORA.search, tensors), None):
             raise BadInput(
                 [
-                    f"{path} is a LoRA, or holds one ({lora}): an addition to a model. Merge it "
-                    "into the model that it was made for, and convert that."
+                    f"{path} is a LoRA, or holds one ({lora}): an addition to a model. Convert the "
+                    f"model that it was made for, and add it: --lora {path}."
                 ]
             )
     found = [model for keys, tensors in dicts.items() for model in _models(keys, tensors)]
@@ -168,12 +168,12 @@ def model_in(
 
 def _models(keys: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Model]:
     """The models in one dict: one, or several in one layout with different prefixes."""
-    words = {name: _words(name) for name in tensors}
-    extras = tuple(name for name, tensor in tensors.items() if _extra(name, tensor))
+    words = {name: name_words(name) for name in tensors}
+    extras = tuple(name for name, tensor in tensors.items() if is_extra(name, tensor))
     named = [name for name in tensors if name not in extras]
     votes: Counter[tuple[Layout, tuple[str, ...]]] = Counter()
     for name in named:
-        votes.update(_fits(words[name]))
+        votes.update(fits(words[name]))
     if not votes:
         return []
     (layout, _), most = votes.most_common(1)[0]
@@ -198,18 +198,30 @@ def _models(keys: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[Model]
     ]
 
 
-def _words(name: str) -> tuple[str, ...]:
+def name_words(name: str) -> tuple[str, ...]:
+    """The words of a name, without those that wrappers of torch leave in it."""
     return tuple(word for word in name.split(".") if word not in WRAPPERS)
 
 
-def _extra(name: str, tensor: Tensor) -> bool:
+def is_extra(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is no model's: a table, a mark or a counter."""
     return bool(BUFFERS.search(name) or (tensor.size <= 1 and COUNTERS.search(name)))
 
 
-def _fits(words: tuple[str, ...]) -> Iterable[tuple[Layout, tuple[str, ...]]]:
-    """The layouts that know the end of a name, each with the words in front of it."""
+def fits(
+    words: tuple[str, ...], part: str | None = None
+) -> Iterable[tuple[Layout, tuple[str, ...]]]:
+    """The layouts, of one part or all, that know the end of a name.
+
+    Args:
+        words: The name's.
+        part: Whose layouts; all if None.
+
+    Yields:
+        Each layout with the words in front of what it knows.
+    """
     ends = [pattern(".".join(words[i:])) for i in range(len(words))]
-    for layout in LAYOUTS:
+    for layout in (layout for layout in LAYOUTS if part in (None, layout.part)):
         i = next((i for i, end in enumerate(ends) if end in layout.vocabulary()), None)
         if i is not None:
             yield layout, words[:i]

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from convert.checkpoints import UNKNOWN, Checkpoint
 from convert.detect import pattern
 from convert.folder import atomic_folder, link_tree
+from convert.lora import Lora, merged
 from convert.plan import Plan, Request, make_plan
 from convert.problems import BadInput
 from convert.scan import Advance, file_sha256, look_at_all
@@ -60,6 +61,7 @@ def convert(
     plan = make_plan(paths, folder, request, problems)
     files = {file.path for checkpoint in plan.checkpoints for file in checkpoint.files}
     files |= {plan.tokenizer.path} if plan.tokenizer else set()
+    files |= {lora.wanted.path for lora in plan.loras}
     with progress() as bar:
         size = sum(file.stat().st_size for file in files)
         size += sum(x.nbytes for c in plan.checkpoints for x in c.tensors.values())
@@ -91,10 +93,15 @@ def convert(
                 "files": [sources[file.path] for file in checkpoint.files],
                 "arrays": {},
             }
+            if part == "dit" and plan.loras:
+                entry["loras"] = [
+                    sources[lora.wanted.path] | {"scale": lora.wanted.scale} for lora in plan.loras
+                ]
             leaves = _leaves(
                 checkpoint,
                 plan.configs[part],
                 request.dtype,
+                plan.loras if part == "dit" else (),
                 digests[part],
                 entry["arrays"],
                 advance,
@@ -144,15 +151,16 @@ def _leaves(
     checkpoint: Checkpoint,
     config: Any,
     dtype: np.dtype | None,
+    loras: Sequence[Lora],
     digests: Mapping[str, str],
     record: dict[str, Any],
     advance: Advance,
 ) -> Iterator[tuple[str, Tensor]]:
     """Our arrays, one after the other; each is entered into `record`."""
-    leaves = shapes(checkpoint.part, config)
+    leaves, get = shapes(checkpoint.part, config), merged(checkpoint, loras, dtype)
 
     def leaf(row: Any) -> Tensor:
-        array = row.read(checkpoint.tensors.__getitem__, leaves[row.path].shape, dtype)
+        array = row.read(get, leaves[row.path].shape, dtype)
         record[row.path] = {
             "shape": array.shape,
             "dtype": array.dtype.name,
@@ -207,6 +215,11 @@ def _report(plan: Plan) -> Iterator[str]:
             names = ", ".join(sorted({pattern(name) for name in extras}))
             yield f"{checkpoint.part}: left out {names}, which no model needs"
         if checkpoint.part == "dit":
+            for lora in plan.loras:
+                yield (
+                    f"dit: {lora.wanted.path} added {lora.wanted.scale:g} times to "
+                    f"{len(lora.additions)} weights, of rank {' and '.join(map(str, lora.ranks))}"
+                )
             yield f"kind: {plan.stored.kind}" + (HINT if plan.stored.kind == UNKNOWN else "")
     if plan.tokenizer:
         weights = {file.path for c in plan.checkpoints for file in c.files}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoints import Checkpoint, join
+from convert.lora import Lora, Wanted, open_lora
 from convert.problems import BadInput
 from convert.sizes import config_of, unfit
 from convert.sources import Tokenizer, open_sources
@@ -26,6 +27,7 @@ class Request:
         heads: The transformer's.
         text_len: Tokens of a text.
         kind: What the transformer was trained to do, see `tt_jax.checkpoint.KINDS`.
+        loras: What is added to it.
     """
 
     component: str = "all"
@@ -34,6 +36,7 @@ class Request:
     heads: int | None = None
     text_len: int | None = None
     kind: str | None = None
+    loras: tuple[Wanted, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,12 +48,14 @@ class Plan:
         configs: Their sizes, by part; without those that aren't known when there are problems.
         stored: The whole model.
         tokenizer: A new one.
+        loras: What is added to the transformer's weights.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     configs: Mapping[str, Any]
     stored: Stored
     tokenizer: Tokenizer | None
+    loras: tuple[Lora, ...] = ()
 
 
 def make_plan(paths: Sequence[Path], folder: Path, request: Request, problems: list[str]) -> Plan:
@@ -105,7 +110,26 @@ def make_plan(paths: Sequence[Path], folder: Path, request: Request, problems: l
     if request.kind and "dit" not in stored.parts:
         problems.append("--kind says what a transformer is, and there is none.")
     problems += _disagreements(stored, tokenizer)
-    return Plan(tuple(found), configs, stored, tokenizer)
+    loras = _open_loras(request.loras, found, problems)
+    return Plan(tuple(found), configs, stored, tokenizer, loras)
+
+
+def _open_loras(
+    wanted: Sequence[Wanted], found: Sequence[Checkpoint], problems: list[str]
+) -> tuple[Lora, ...]:
+    """The LoRAs; what is wrong with them is appended to `problems`."""
+    transformer = next((checkpoint for checkpoint in found if checkpoint.part == "dit"), None)
+    if wanted and transformer is None:
+        problems.append("--lora adds to a transformer, and there is none among the sources.")
+    opened = []
+    for one in wanted if transformer else ():
+        try:
+            opened.append(open_lora(one, transformer))
+        except BadInput as error:
+            problems += error.problems
+        except OSError as error:
+            problems.append(f"{one.path} can't be read: {error.strerror or error}.")
+    return tuple(opened)
 
 
 def existing(folder: Path) -> Stored:

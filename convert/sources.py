@@ -12,7 +12,7 @@ from convert.detect import Model, model_in
 from convert.pickles import read_torch
 from convert.problems import BadInput
 from convert.recognise import HEAD, mistaken
-from convert.tensors import read_safetensors
+from convert.tensors import Tensor, read_safetensors
 
 INDEX = ".safetensors.index.json"
 LOOKED_FOR = (".safetensors", ".pt", ".pth", ".model", INDEX)  # in folders
@@ -164,24 +164,43 @@ def _open(path: Path, ema: bool | None) -> Weights | Tokenizer:
     """A weight file or a tokenizer. Raises BadInput, OSError."""
     with path.open("rb") as file:
         head = file.read(HEAD)
-    if what := mistaken(path, head):
-        raise BadInput([what])
-    metadata: dict[str, str] = {}
-    pickled = head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
-    if head[8:9] == b"{" or (path.suffix == ".safetensors" and not pickled):
-        tensors, metadata = read_safetensors(path)
-        dicts = {(): tensors}
-    elif pickled:
-        dicts = read_torch(path)
-    elif head.startswith(b"\x0a"):
+    if head.startswith(b"\x0a") and head[8:9] != b"{" and path.suffix != ".safetensors":
         return _tokenizer(path, path.read_bytes())
-    else:
-        raise BadInput([f"{path} is no safetensors, torch or sentencepiece file (wrong magic)."])
+    dicts, metadata, pickled = read_tensors(path)
     settings = _settings(path)
     model = model_in(path, dicts, ema)
     names = frozenset(name for tensors in dicts.values() for name in tensors)
     classes = (*_strings(settings.get("_class_name")), *_pipeline(path))
     return Weights(path, model, names, metadata, settings, classes, pickled)
+
+
+def read_tensors(
+    path: Path,
+) -> tuple[Mapping[tuple[str, ...], Mapping[str, Tensor]], Mapping[str, str], bool]:
+    """Opens a file of tensors, of whichever format.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by name, for each dict in it that has any; the metadata of a safetensors file;
+        whether it is a pickle.
+
+    Raises:
+        BadInput: It is something else, or damaged.
+        OSError: It can't be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if what := mistaken(path, head):
+        raise BadInput([what])
+    pickled = head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    if head[8:9] == b"{" or (path.suffix == ".safetensors" and not pickled):
+        tensors, metadata = read_safetensors(path)
+        return {(): tensors}, metadata, False
+    if not pickled:
+        raise BadInput([f"{path} is no safetensors, torch or sentencepiece file (wrong magic)."])
+    return read_torch(path), {}, True
 
 
 def _tokenizer(path: Path, content: bytes) -> Tokenizer:
@@ -196,7 +215,7 @@ def _tokenizer(path: Path, content: bytes) -> Tokenizer:
 def _settings(weights: Path) -> dict[str, Any]:
     """What the `config.json` beside a weight file holds; nothing without one. Raises BadInput."""
     path = weights.with_name("config.json")
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _pipeline(weights: Path) -> tuple[str, ...]:
@@ -204,7 +223,7 @@ def _pipeline(weights: Path) -> tuple[str, ...]:
     path = weights.parent.parent / "model_index.json"
     if not path.is_file():
         return ()
-    index = _read_json(path)
+    index = read_json(path)
     mine = index.get(weights.parent.name)
     return (*_strings(index.get("_class_name")), *_strings(mine))
 
@@ -214,7 +233,8 @@ def _strings(value: Any) -> tuple[str, ...]:
     return tuple(one for one in values if isinstance(one, str))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Settings in a file. Raises BadInput, OSError."""
     content = path.read_bytes()
     try:
         found = json.loads(content)
@@ -228,7 +248,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """The shard of every tensor. Raises BadInput."""
-    places = _read_json(path).get("weight_map")
+    places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(shard, str) and Path(shard).name == shard for shard in places.values()
     ):

@@ -415,7 +415,7 @@ def test_lora_is_called_lora(name, tmp_path, capsys):
     tensors = {name.format(i=i, a=a): x for i in range(30) for a in ("A", "down", "w1")}
     save(tmp_path / "lora.safetensors", tensors)
     (line,) = refused(capsys, tmp_path / "lora.safetensors", tmp_path / "model", *HEADS)
-    assert "is a LoRA" in line and "Merge it" in line
+    assert "is a LoRA" in line and "add it: --lora" in line
 
 
 def test_lora_beside_a_generator_is_not_dropped(tmp_path, capsys):
