@@ -162,8 +162,7 @@ def _within(folder: Path) -> list[Path]:
 
 def _open(path: Path, ema: bool | None) -> Weights | Tokenizer:
     """A weight file or a tokenizer. Raises BadInput, OSError."""
-    with path.open("rb") as file:
-        head = file.read(HEAD)
+    head = _head(path)
     if head.startswith(b"\x0a") and head[8:9] != b"{" and path.suffix != ".safetensors":
         return _tokenizer(path, path.read_bytes())
     dicts, metadata, pickled = read_tensors(path)
@@ -172,6 +171,15 @@ def _open(path: Path, ema: bool | None) -> Weights | Tokenizer:
     names = frozenset(name for tensors in dicts.values() for name in tensors)
     classes = (*_strings(settings.get("_class_name")), *_pipeline(path))
     return Weights(path, model, names, metadata, settings, classes, pickled)
+
+
+def _head(path: Path) -> bytes:
+    """How a file begins. Raises BadInput for what can't be weights, OSError."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if what := mistaken(path, head):
+        raise BadInput([what])
+    return head
 
 
 def read_tensors(
@@ -190,10 +198,7 @@ def read_tensors(
         BadInput: It is something else, or damaged.
         OSError: It can't be read.
     """
-    with path.open("rb") as file:
-        head = file.read(HEAD)
-    if what := mistaken(path, head):
-        raise BadInput([what])
+    head = _head(path)
     pickled = head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and not pickled):
         tensors, metadata = read_safetensors(path)
