@@ -103,6 +103,25 @@ def test_generate(run, tiny_model):
     np.testing.assert_allclose(again.rollout.severity[0, 1:], severity, rtol=1e-6)
 
 
+def test_compare_of_many_caches(run):
+    caches = ("window", "infinity-rope:frames=5", "mem-rope")
+    given = [f"--cache={policy}" for policy in caches]
+    arguments = ["compare", PROMPT, "--presets", "plain", *given, "--seconds", "0.6"]
+    code, _, err = run(*arguments, "--out", "many")
+    assert code == 0 and all(
+        f"tt-jax: {policy}: 0 of 2 chunks abnormal" in err for policy in caches
+    )
+    assert listing("many") == [
+        "compare-infinity-rope-frames-5.mp4", "compare-mem-rope.mp4", "compare-window.mp4",
+        "compare.json", "compare.mp4", "compare.png",
+    ]  # fmt: skip
+    record = json.loads(Path("many/compare.json").read_text())
+    assert list(record["strategy"]) == list(caches) == list(record["samples"][0]["alone"])
+    assert record["strategy"]["infinity-rope:frames=5"]["cache"]["frames"] == 5
+    with av.open("many/compare.mp4") as file:  # three beside one another, each 32 pixels times 8
+        assert file.streams.video[0].width == 3 * 256 + 2 * 7
+
+
 @pytest.mark.slow
 def test_compare_uses_the_same_noise(run):
     code, _, err = run(
@@ -203,7 +222,10 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         (["generate", "x", "--size", "8192x8192", "--batch", "64"], "GB of main memory"),
         (["generate", "x", "--preset", "self"], "there is no preset 'self': give one of rolling"),
         (["compare", "x", "--presets", "self-forcing", "b"], "there is no preset 'b'"),
-        (["compare", "x", "--presets", "self-forcing", "self-forcing"], "two different presets"),
+        (["compare", "x", "--presets", "plain", "plain"], "preset 'plain' is given twice"),
+        (["compare", "x", "--cache", "window", "--cache", "window"], "'window' is given twice"),
+        (["compare", "x", "--presets", "plain"], "a comparison needs two runs"),
+        (["compare", "x", *(f"--cache=window:sink={i}" for i in range(7))], "7 caches are 14 runs"),
         (["generate", "x", "--preset", "rolling-forcing", "--sink", "3"], "an anchor of its own"),
         (
             ["generate", "x", "--preset", "rolling-forcing", "--seconds", "2"],

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, features
 
 from tt_jax.files import atomic
 from tt_jax.media.read import open_video, read_clip, read_frames
-from tt_jax.media.write import enlarge, side_by_side, write_video
+from tt_jax.media.write import enlarge, tile, write_video
 from tt_jax.shapes.world import render, sample_scene
 
 
@@ -433,7 +433,7 @@ def test_a_missing_file(tmp_path):
 
 
 def test_side_by_side(frames):
-    both = np.stack(list(side_by_side(frames, iter(frames[::-1]), ("plain", "TokenTrim"))))
+    both = np.stack(list(tile([frames, iter(frames[::-1])], ("plain", "TokenTrim"))))
     height, width = both.shape[1:3]
     assert len(both) == 20 and height > 256 and width > 512
     np.testing.assert_array_equal(both[:, -256:, :256], enlarge(frames))
@@ -443,6 +443,19 @@ def test_side_by_side(frames):
     assert (band[:, :256] != band[:, -256:]).any()
 
 
+def test_five_videos_in_two_rows(frames):
+    shades = [np.full_like(frames, 40 * i) for i in range(5)]
+    labels = ("a label that is far too long to fit above a video", "b", "c", "d", "e")
+    (joined,) = {frame.tobytes(): frame for frame in tile(shades, labels)}.values()
+    side, gap, band = 256, 7, 28
+    assert joined.shape == (2 * (band + side), 3 * side + 2 * gap, 3)
+    for i in range(5):
+        y, x = band + i // 3 * (band + side), i % 3 * (side + gap)
+        assert (joined[y : y + side, x : x + side] == 40 * i).all()
+    assert (joined[band + side :, -side:] == 255).all(), "no sixth one"
+    assert (joined[:band, side : side + gap] == 255).all(), "the long label keeps to its place"
+
+
 def test_videos_of_two_lengths_are_not_joined(frames):
     with pytest.raises(ValueError, match="shorter"):
-        list(side_by_side(frames, frames[:-1], ("a", "b")))
+        list(tile([frames, frames[:-1]], ("a", "b")))

@@ -14,6 +14,7 @@ from tt_jax import records
 from tt_jax._rollout import Rollout
 from tt_jax.pipeline import Video
 from tt_jax.plots import drift as plots
+from tt_jax.plots import grid as plot_grid
 from tt_jax.plots import style
 from tt_jax.scenes import Change
 
@@ -143,6 +144,27 @@ def test_prompts_that_begin_within_the_video(tmp_path):
     shown = drawn[45 / 16]
     assert shown.startswith("a dog that runs") and shown.endswith("…") and shown.count("\n") == 1
     style.save(plots.picture({"TokenTrim": video}, "a cat"), tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_a_grid_of_runs(count, tmp_path):
+    """A row for each run, a column for each time; what TokenTrim did has a border."""
+    changes = {3: Change(2, None, "flush", ("a dog",))}
+    runs = {f"mem-rope:frames={i},sink=3 plain": make(()) for i in range(count - 1)}
+    runs["TokenTrim"] = make()
+    runs = {label: dataclasses.replace(video, changes=changes) for label, video in runs.items()}
+    figure = plot_grid.picture(runs, "a cat | a dog", "a note")
+    images = [axes for axes in figure.axes if axes.get_images()]
+    assert len(images) == 9 * count
+    marked = [axes.spines["top"].get_linewidth() > 1 for axes in images]
+    # Of the last run's frames those of chunks 4 and 9, frames 45 to 56 and 105 to 116.
+    assert np.flatnonzero(marked).tolist() == [9 * count - 6, 9 * count - 3]
+    said = [text.get_text() for text in figure.texts]
+    assert {"0.0 s", "8.8 s", "a dog", "2 interventions", "TokenTrim"} <= set(said)
+    assert sum(text.startswith("mem-rope: frames=") for text in said) == count - 1
+    style.save(figure, tmp_path / "a.png")
+    image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    assert (image.reshape(-1, 3) == (213, 94, 0)).all(axis=1).any()
 
 
 def test_a_single_chunk(tmp_path):

@@ -24,4 +24,5 @@ def check(args: argparse.Namespace) -> Callable[[], None]:
     """Checks the request; the work makes the video. Raises ValueError or OSError."""
     from tt_jax.cli.run import request
 
-    return request(args, [args.preset or (TRIMMED if args.trim else PLAIN)])
+    preset = args.preset or (TRIMMED if args.trim else PLAIN)
+    return request(args, [preset], [args.cache])

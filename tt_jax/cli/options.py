@@ -45,8 +45,8 @@ TRIM = {
 }  # fmt: skip
 
 
-def add_request(parser: argparse.ArgumentParser) -> None:
-    """Adds what generate and compare have in common."""
+def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds what generate and compare have in common; several: caches can be given."""
     shown = parser.add_mutually_exclusive_group(required=True)
     shown.add_argument(
         "prompt", nargs="?",
@@ -85,10 +85,10 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         help="first latent frames that are never evicted (default: the model's own)",
     )
     parser.add_argument(
-        "--cache",
-        metavar="NAME[:KEY=VALUE,...]",
-        help=f"what is kept of the past, instead of a window: {', '.join(CACHES)}",
-    )
+        "--cache", metavar="NAME[:KEY=VALUE,...]", action="append" if several else "store",
+        help=f"what is kept of the past, instead of a window: {', '.join(CACHES)}"
+        + ("; given several times, each is compared" if several else ""),
+    )  # fmt: skip
     parser.add_argument(
         "--vae", choices=VAES, default="full",
         help="what decodes: the model's VAE, or a tiny one, much faster and less exact",

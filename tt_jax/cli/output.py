@@ -44,7 +44,10 @@ class Output:
 
     def videos(self, label: str | None = None) -> list[Path]:
         """The video of each sample, or one run's own."""
-        path = self.path if label is None else self.path.with_stem(f"{self.path.stem}-{label}")
+        path = self.path
+        if label is not None:  # which may have a policy's settings
+            words = re.sub(r"[^\w.+-]+", "-", label)
+            path = path.with_stem(f"{path.stem}-{words}")
         if self.samples == 1:
             return [path]
         return [path.with_stem(f"{path.stem}-{i}") for i in range(self.samples)]

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from tt_jax.cli.options import PLAIN, TRIMMED
 from tt_jax.cli.output import Output, plan
 from tt_jax.cli.progress import Tally, count, watch
 from tt_jax.media.read import read_clip
-from tt_jax.media.write import side_by_side, write_video
+from tt_jax.media.write import tile, write_video
 from tt_jax.models.configs import FPS, RolloutConfig
 from tt_jax.pipeline import Video
 from tt_jax.planning import memory
 from tt_jax.plots import drift as plots
-from tt_jax.plots import style
+from tt_jax.plots import grid, style
 from tt_jax.prompts import check_prompts, encode_prompts
 from tt_jax.scenes import Changes, read_file, read_script
 from tt_jax.strategies.presets import Preset, preset
@@ -42,23 +42,25 @@ def given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def configuration(label: str, args: argparse.Namespace, model: RolloutConfig) -> Preset:
+def configuration(
+    name: str, policy: str | None, args: argparse.Namespace, model: RolloutConfig
+) -> Preset:
     """What a run is made with: a preset or `PLAIN` or `TRIMMED`, and what was given beside it.
 
-    model: how the model is rolled out. Raises ValueError.
+    policy: of the cache. model: how the model is rolled out. Raises ValueError.
     """
     base = {PLAIN: "self-forcing", TRIMMED: "self-forcing+tokentrim-no-flowmo"}
-    strategy, trim = preset(base.get(label, label), model)
+    strategy, trim = preset(base.get(name, name), model)
     spans = given(args, ["window", "sink"])
-    if (spans or args.cache) and isinstance(strategy, RollingForcing):
+    if (spans or policy) and isinstance(strategy, RollingForcing):
         raise ValueError(
             "Rolling Forcing has a window and an anchor of its own: give neither, and no cache."
         )
-    if spans and args.cache:
+    if spans and policy:
         raise ValueError("a cache policy has a window and sinks of its own: give either.")
-    if args.cache:
-        policy = cache.parse(args.cache, model.window)
-        spans = {"window": SelfForcing.window, "sink": SelfForcing.sink, "cache": policy}
+    if policy:
+        kept = cache.parse(policy, model.window)
+        spans = {"window": SelfForcing.window, "sink": SelfForcing.sink, "cache": kept}
     acts = trim.retries > 0
     trim = dataclasses.replace(trim, **given(args, trim_options()))
     return Preset(
@@ -73,16 +75,23 @@ def trim_options() -> list[str]:
 
 
 def configurations(
-    args: argparse.Namespace, labels: list[str], model: RolloutConfig
+    args: argparse.Namespace,
+    presets: Sequence[str],
+    caches: Sequence[str | None],
+    model: RolloutConfig,
 ) -> dict[str, Preset]:
-    """The configuration of each run. Raises ValueError for options that contradict each other."""
-    if len(set(labels)) < len(labels):
-        raise ValueError("a comparison needs two different presets.")
-    runs = {label: configuration(label, args, model) for label in labels}
+    """The configuration of each run, each preset with each cache, by a label that says what runs
+    differ in. Raises ValueError for options that contradict each other."""
+    runs = {}
+    for policy in caches:
+        for name in presets:
+            differ = [policy or ""] if len(caches) > 1 else []
+            differ += [name] if len(presets) > 1 or not differ else []
+            runs[" ".join(differ)] = configuration(name, policy, args, model)
     idle = list(given(args, trim_options()))
     if idle and not any(run.trim.retries for run in runs.values()) and args.retries != 0:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise ValueError(f"TokenTrim doesn't act under {labels[-1]}, but {options} is given.")
+        raise ValueError(f"TokenTrim doesn't act under {presets[-1]}, but {options} is given.")
     return runs
 
 
@@ -97,19 +106,22 @@ def script_of(args: argparse.Namespace) -> tuple[Changes, float]:
     return script, SECONDS if seconds is None else seconds
 
 
-def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
-    """Checks a request for one run per label; the work makes them and writes the files."""
+def request(
+    args: argparse.Namespace, presets: Sequence[str], caches: Sequence[str | None]
+) -> Callable[[], None]:
+    """Checks a request for each preset with each cache; the work makes them and writes files."""
     script, seconds = script_of(args)
     prompts = [change.prompt for change in script]
     frames = pipeline.frame_count(seconds)
     config, kind = read_config(find(args.model), vae=args.vae)
-    runs = configurations(args, labels, config.rollout)
+    runs = configurations(args, presets, caches, config.rollout)
+    labels = list(runs)
     height, width = args.size or config.size
     pipeline.check_size(config, (height, width))
     several = len(labels) > 1
     planned = plan(
         args.out, prompts[0], "compare" if several else "video", samples=args.batch,
-        alone=labels if several else (),
+        alone=labels if several else ()
     )  # fmt: skip
     initial = None
     if args.init is not None:
@@ -178,10 +190,14 @@ def request(args: argparse.Namespace, labels: list[str]) -> Callable[[], None]:
         # First, so that nothing measured is lost whatever happens to the rest.
         output = planned.claim(whole)
         save_videos(output, videos)
-        note = " · ".join([args.model, f"seed {args.seed}", *notes(runs[labels[-1]])])
+        note = [args.model, f"seed {args.seed}", *notes(list(runs.values()))]
         acted = runs[labels[-1]].trim.retries > 0
+        title = " | ".join(prompts)
         for i, file in enumerate(output.pictures()):
-            picture = plots.picture(videos, " | ".join(prompts), note, acted=acted, sample=i)
+            if len(videos) > 2:
+                picture = grid.picture(videos, title, " · ".join(note), sample=i)
+            else:
+                picture = plots.picture(videos, title, " · ".join(note), acted=acted, sample=i)
             style.save(picture, file)
         conclude(output, tallies)
 
@@ -201,26 +217,26 @@ def conclude(output: Output, tallies: list[Tally]) -> None:
     print(*output.videos(), sep="\n")
 
 
-def notes(run: Preset) -> list[str]:
-    """The settings that a picture's note gives."""
-    strategy, trim = run
-    host = "Rolling Forcing"
-    if isinstance(strategy, SelfForcing):
-        host = cache.describe(strategy.policy)
-    return [host, f"p {trim.p:g}, λ {trim.lam:g}, warm-up {trim.warmup}"]
+def notes(runs: Sequence[Preset]) -> list[str]:
+    """The settings that a picture's note gives: those of one or two runs' last, of more what they
+    share."""
+    trim = runs[-1].trim
+    said = [f"p {trim.p:g}, λ {trim.lam:g}, warm-up {trim.warmup}"]
+    hosts = []
+    for strategy, _ in runs[-1:] if len(runs) <= 2 else runs:
+        own = isinstance(strategy, SelfForcing)
+        hosts.append(cache.describe(strategy.policy) if own else "Rolling Forcing")
+    return [hosts[0], *said] if len(set(hosts)) == 1 else said
 
 
 def save_videos(output: Output, videos: dict[str, Video]) -> None:
-    """Writes the only run's videos, or two runs side by side and each alone."""
+    """Writes the only run's videos, or several runs in a grid and each alone."""
     for label in output.alone:
         for path, frames in zip(output.videos(label), videos[label].frames, strict=True):
             write_video(path, frames)
-    (left, first), *others = videos.items()
     for i, path in enumerate(output.videos()):
-        frames = first.frames[i]
-        for right, second in others:
-            frames = side_by_side(frames, second.frames[i], (left, right))
-        write_video(path, frames)
+        frames = [video.frames[i] for video in videos.values()]
+        write_video(path, frames[0] if len(frames) == 1 else tile(frames, list(videos)))
 
 
 def read_initial(path: Path, size: tuple[int, int], frames: int) -> UInt8[np.ndarray, "t h w 3"]:

@@ -1,6 +1,7 @@
-"""Video files, written frame by frame, and two videos side by side."""
+"""Video files, written frame by frame, and several videos in a grid."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -14,7 +15,8 @@ from tt_jax.files import atomic
 from tt_jax.models.configs import FPS
 
 SMALLEST = 256  # pixels; smaller videos are enlarged in their files, so that one can see them
-GROUND = 255  # of side-by-side frames
+SMALLEST_LABEL = 14  # pixels
+GROUND = 255  # of joined frames
 
 
 def enlarge(frames: UInt8[np.ndarray, "*t h w 3"]) -> UInt8[np.ndarray, "*t h2 w2 3"]:
@@ -81,42 +83,54 @@ def _encode(path: Path, frames: Iterator[UInt8[np.ndarray, "h w 3"]], fps: int) 
         file.mux(stream.encode())
 
 
-def side_by_side(
-    left: Iterable[UInt8[np.ndarray, "h w 3"]],
-    right: Iterable[UInt8[np.ndarray, "h w 3"]],
-    labels: tuple[str, str],
+def tile(
+    videos: Sequence[Iterable[UInt8[np.ndarray, "h w 3"]]], labels: Sequence[str]
 ) -> Iterator[UInt8[np.ndarray, "h2 w2 3"]]:
-    """Joins two videos of one size and length, each under its label.
+    """Joins videos of one size and length in a grid, each under its label.
 
     Args:
-        left: the frames of one, taken one by one.
-        right: the frames of the other.
-        labels: what stands above each.
+        videos: the frames of each, taken one by one; up to three stand side by side, more in rows.
+        labels: what stands above each; a long one is written smaller.
 
     Yields:
         Frame by frame, enlarged as `write_video` does.
 
     Raises:
-        ValueError: one has more frames than the other.
+        ValueError: one has more frames than another.
     """
     ground: np.ndarray | None = None
-    for one, other in zip(left, right, strict=True):
-        one, other = enlarge(one), enlarge(other)
-        height, width = one.shape[:2]
-        ground = _labelled(height, width, labels) if ground is None else ground
-        both = ground.copy()
-        both[-height:, :width] = one
-        both[-height:, -width:] = other
-        yield both
+    corners: list[tuple[int, int]] = []
+    for frames in zip(*videos, strict=True):
+        large = [enlarge(frame) for frame in frames]
+        height, width = large[0].shape[:2]
+        if ground is None:
+            ground, corners = _labelled(height, width, labels)
+        joined = ground.copy()
+        for (y, x), frame in zip(corners, large, strict=True):
+            joined[y : y + height, x : x + width] = frame
+        yield joined
 
 
-def _labelled(height: int, width: int, labels: tuple[str, str]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The ground of two frames, with a gap between them and a band of labels above."""
-    text = max(14, height // 24)
+def _labelled(
+    height: int, width: int, labels: Sequence[str]
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], list[tuple[int, int]]]:
+    """The ground of a grid of frames, gaps between them and a band of labels above each row; and
+    where each frame's upper left corner is, (y, x)."""
+    text = max(SMALLEST_LABEL, height // 24)
     gap, band = text // 2, 2 * text
-    frame = Image.new("RGB", (2 * width + gap, height + band), (GROUND,) * 3)
-    draw, font = ImageDraw.Draw(frame), ImageFont.load_default(text)
+    count = len(labels)
+    columns = count if count <= 3 else math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    side = columns * width + (columns - 1) * gap
+    frame = Image.new("RGB", (side, rows * (height + band)), (GROUND,) * 3)
+    draw, corners = ImageDraw.Draw(frame), []
     for i, label in enumerate(labels):
-        at = (i * (width + gap) + width / 2, band / 2)
+        y, x = i // columns * (height + band), i % columns * (width + gap)
+        font = ImageFont.load_default(text)
+        length = draw.textlength(label, font)
+        if length > width:
+            font = ImageFont.load_default(text * width / length)
+        at = (x + width / 2, y + band / 2)
         draw.text(at, label, fill=(30, 30, 30), font=font, anchor="mm")
-    return np.array(frame)
+        corners.append((y + band, x))
+    return np.array(frame), corners
