@@ -27,6 +27,7 @@ from convert.tensors import Tensor
 from tt_jax.checkpoint import (
     PARTS,
     Stored,
+    inside,
     read_manifest,
     save_arrays,
     shapes,
@@ -223,13 +224,13 @@ def _report(plan: Plan) -> Iterator[str]:
             yield f"kind: {plan.stored.kind}" + (HINT if plan.stored.kind == UNKNOWN else "")
     if plan.tokenizer:
         weights = {file.path for c in plan.checkpoints for file in c.files}
-        inside = f", found in {plan.tokenizer.path}" if plan.tokenizer.path in weights else ""
-        yield f"tokenizer: {plan.tokenizer.vocab} pieces{inside}"
+        where = f", found in {plan.tokenizer.path}" if plan.tokenizer.path in weights else ""
+        yield f"tokenizer: {plan.tokenizer.vocab} pieces{where}"
 
 
 def _missing(folder: Path, stored: Stored) -> Iterator[str]:
     missing = [part for part in PARTS if part not in stored.parts]
-    missing += [] if (folder / "tokenizer.model").exists() else ["tokenizer"]
+    missing += [] if inside(folder, "tokenizer.model").exists() else ["tokenizer"]
     if missing:
         yield f"{folder} still lacks {', '.join(missing)}: convert what has it into the same folder"
 

@@ -10,7 +10,7 @@ from convert.folder import atomic_folder, link_tree
 from convert.layout import Table
 from convert.problems import BadInput
 from convert.tensors import NAMES, Tensor, write_safetensors
-from tt_jax.checkpoint import Stored, array_dtypes, load_arrays, read_stored, shapes
+from tt_jax.checkpoint import Stored, array_dtypes, inside, load_arrays, read_stored, shapes
 from tt_jax.errors import ModelError
 
 # The file of each part, named as Wan names them, and the part's table.
@@ -46,9 +46,9 @@ def to_native(model: Path, folder: Path) -> list[str]:
                 _write(model, part, stored, aside / FILES[part][0])
             if "dit" in stored.parts:
                 (aside / "config.json").write_text(json.dumps(_settings(stored), indent=2) + "\n")
-            if (model / "tokenizer.model").exists():
+            if (tokenizer := inside(model, "tokenizer.model")).exists():
                 (aside / TOKENIZER).parent.mkdir(parents=True)
-                link_tree(model / "tokenizer.model", aside / TOKENIZER)
+                link_tree(tokenizer, aside / TOKENIZER)
             return sorted(str(x.relative_to(aside)) for x in aside.rglob("*") if x.is_file())
     except ModelError as error:
         raise BadInput([str(error)]) from None

@@ -11,7 +11,7 @@ import pytest
 from models import PROMPT, TINY
 
 import tt_jax
-from tt_jax import cache, pipeline, records
+from tt_jax import cache, pipeline, records, verify
 from tt_jax.checkpoint import ModelError
 from tt_jax.pipeline import NonFiniteError
 from tt_jax.plots import drift, style
@@ -64,6 +64,32 @@ def test_bidirectional_models_are_refused_unless_allowed(tiny_model, tmp_path):
     with pytest.raises(ModelError, match="Self Forcing"):
         tt_jax.load(folder)
     assert tt_jax.load(folder, allow_bidirectional=True).kind == "bidirectional"
+
+
+def test_models_of_an_unknown_kind_are_named(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "found")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"kind": "unknown"}))
+    with pytest.warns(UserWarning, match=r"found.*chunk by chunk.*--kind"):
+        tt_jax.load(folder)
+
+
+def test_a_model_takes_what_it_lacks_from_the_folder_it_shares(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "whole")
+    (tmp_path / "sibling").mkdir()
+    shutil.move(tmp_path / "whole" / "dit", tmp_path / "sibling" / "dit")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    stored = json.dumps(config | {"shared": "../whole"})
+    (tmp_path / "sibling" / "config.json").write_text(stored)
+    texts = [
+        tt_jax.load(folder).encode_prompt("a red circle")
+        for folder in (tmp_path / "sibling", tiny_model)
+    ]
+    np.testing.assert_array_equal(*texts)
+    rows = [list(verify.verify(folder)) for folder in (tmp_path / "sibling", tiny_model)]
+    assert rows[0] == rows[1]
+    with pytest.raises(ModelError, match="holds no 'dit'"):
+        tt_jax.load(tmp_path / "whole")
 
 
 def test_a_folder_without_tokenizer_is_refused(tiny_model, tmp_path):

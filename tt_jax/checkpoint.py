@@ -5,6 +5,8 @@ FOLDER/manifest.json    where each array came from (written by `convert`)
 FOLDER/tokenizer.model  sentencepiece
 FOLDER/vocabulary.json  of a model that knows few words: those, and what it can draw
 FOLDER/{dit,vae,text,tiny_vae}/  arrays; a folder may hold only some of the parts
+
+What isn't there is taken from the folder that config.json names as "shared", if it names one.
 """
 
 import dataclasses
@@ -64,12 +66,35 @@ class Stored:
         parts: A config for each part that the folder holds, by the keys of `PARTS`.
         size: Height and width of the model's videos in pixels.
         rollout: How it was trained to be rolled out.
+        shared: Another folder, seen from this one, that holds what this one lacks.
     """
 
     kind: str = "unknown"
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     size: tuple[int, int] = ModelConfig.size
     rollout: RolloutConfig = ModelConfig.rollout
+    shared: str | None = None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Where a part or file of a model lies.
+
+    Args:
+        folder: The model's folder.
+        name: Of the part or file.
+
+    Returns:
+        Its path in the folder, or in the folder that it is shared with, if it is only there.
+    """
+    path = folder.absolute() / name
+    if not path.exists():
+        try:
+            shared = json.loads((folder / "config.json").read_text(encoding="utf-8"))["shared"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return path
+        other = (folder.absolute() / str(shared) / name).resolve()
+        return other if other.exists() else path
+    return path
 
 
 def write_stored(folder: Path, stored: Stored) -> None:
@@ -82,6 +107,7 @@ def write_stored(folder: Path, stored: Stored) -> None:
     parts = {name: dataclasses.asdict(c) for name, c in stored.parts.items()}
     rollout = {"version": ROLLOUT_VERSION} | dataclasses.asdict(stored.rollout)
     about = {"size": stored.size, "rollout": rollout}
+    about |= {"shared": stored.shared} if stored.shared else {}
     text = json.dumps({"kind": stored.kind, **dict.fromkeys(PARTS), **parts, **about}, indent=2)
     (folder / "config.json").write_text(text + "\n")
 
@@ -117,7 +143,10 @@ def read_stored(folder: Path) -> Stored:
         size = _value("size", stored["size"], tuple[int, ...])
         if len(size) != 2 or stored["kind"] not in KINDS:
             raise ValueError(f"size {size}, kind {stored['kind']!r}")
-        return Stored(stored["kind"], parts, size, _read_rollout(stored))
+        shared = stored.get("shared")
+        if shared is not None and not isinstance(shared, str):
+            raise ValueError(f"shared {shared!r}")
+        return Stored(stored["kind"], parts, size, _read_rollout(stored), shared)
     except ModelError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -406,7 +435,7 @@ def array_dtypes(folder: Path, part: str) -> dict[str, np.dtype]:
 
 def _stored(folder: Path, part: str) -> dict[str, Any]:
     """What is known of each array of a part without reading it. Raises ModelError."""
-    path = folder.absolute() / part
+    path = inside(folder, part)
     try:
         return dict(flatten(ocp.metadata(str(path)).metadata))
     except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
@@ -429,7 +458,7 @@ def load_arrays(
     Raises:
         ModelError: The part isn't there, holds other arrays, or is damaged.
     """
-    path, stored, names = folder.absolute() / part, _stored(folder, part), list(wanted)
+    path, stored, names = inside(folder, part), _stored(folder, part), list(wanted)
     if different := stored.keys() ^ wanted:
         raise ModelError(f"{path} is damaged: {min(different)} shouldn't be there, or isn't.")
     while names:
@@ -473,7 +502,7 @@ def load_part(
     Raises:
         ModelError: The part isn't there, is damaged, or isn't of these sizes.
     """
-    path = folder.absolute() / part
+    path = inside(folder, part)
     if not path.is_dir():
         raise ModelError(f"{folder} holds no '{part}': convert the checkpoint that has it.")
     try:
@@ -517,7 +546,7 @@ def load_tokenizer(folder: Path, text_len: int) -> Tokenizer:
     Raises:
         ModelError: The folder has no tokenizer, or it or the vocabulary is damaged.
     """
-    path = folder / "tokenizer.model"
+    path = inside(folder, "tokenizer.model")
     if not path.is_file():
         raise ModelError(f"{folder} has no tokenizer.model: convert the model again.")
     return Tokenizer(path, text_len, _read_vocabulary(folder))
@@ -535,7 +564,7 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
 
 
 def _read_vocabulary(folder: Path) -> Vocabulary | None:
-    path = folder / "vocabulary.json"
+    path = inside(folder, "vocabulary.json")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return Vocabulary(frozenset(map(str, stored["words"])), str(stored["draws"]))

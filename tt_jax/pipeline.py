@@ -1,6 +1,7 @@
 """From a prompt to a video: `load` a model, then generate, stream, or continue a video."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from tt_jax.checkpoint import (
     VAES,
     default_dtype,
     find,
+    inside,
     load_part,
     load_tokenizer,
     read_config,
@@ -566,8 +568,14 @@ def load(
             "causal generator (Self Forcing, Rolling Forcing, CausVid, LongLive), or go on with "
             "--allow-bidirectional (allow_bidirectional=True)."
         )
+    if kind == "unknown":
+        warnings.warn(
+            f"nobody said whether {folder} was trained to generate chunk by chunk, and other "
+            "models give garbage: convert it with --kind to say it.",
+            stacklevel=2,
+        )
     tokenizer = None
-    if text or (folder / "tokenizer.model").exists():
+    if text or inside(folder, "tokenizer.model").exists():
         tokenizer = load_tokenizer(folder, config.text.text_len)
     dtype = default_dtype() if dtype is None else dtype
     places = None if mesh is None else sharding(mesh)

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from tt_jax import __version__
-from tt_jax.checkpoint import default_dtype, find, load_part, load_tokenizer, read_config
+from tt_jax.checkpoint import default_dtype, find, inside, load_part, load_tokenizer, read_config
 from tt_jax.files import atomic, cache_folder
 from tt_jax.models.tokenizer import clean
 
@@ -106,7 +106,7 @@ def encode_prompts(
 def _origin(folder: Path, dtype: jnp.dtype) -> str:
     """What tells an encoder's answers from all others: its files and when they were written, the
     programs that run it, and on what."""
-    files = [folder / "tokenizer.model", *sorted((folder / "text").rglob("*"))]
+    files = [inside(folder, "tokenizer.model"), *sorted(inside(folder, "text").rglob("*"))]
     facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     programs = __version__, jax.__version__, jax.default_backend()
     return repr((facts, dtype.name, programs))

@@ -15,6 +15,7 @@ from tt_jax._rollout import rollout
 from tt_jax.checkpoint import (
     ModelError,
     Stored,
+    inside,
     load_arrays,
     load_part,
     read_manifest,
@@ -67,7 +68,7 @@ def verify(folder: Path) -> Iterator[Row]:
         yield from rows
         if all(row.passed for row in rows) and part in TRIALS:
             yield TRIALS[part](folder, stored)
-    if (folder / "tokenizer.model").exists():
+    if inside(folder, "tokenizer.model").exists():
         yield check_tokenizer(folder, stored, manifest.get("tokenizer"))
 
 
@@ -141,7 +142,7 @@ def check_tokenizer(folder: Path, stored: Stored, recorded: dict[str, Any] | Non
     Returns:
         One row: of what is wrong, or of the number of pieces.
     """
-    path = folder / "tokenizer.model"
+    path = inside(folder, "tokenizer.model")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if recorded is not None and recorded["sha256"] != digest:
         return Row("tokenizer", "hash", "not as in the manifest", False)

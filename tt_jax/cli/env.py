@@ -107,14 +107,14 @@ def caches() -> Iterator[tuple[str, str]]:
 
 def models(names: list[str]) -> Iterator[tuple[str, str]]:
     """Each model's kind and parts, or what is wrong with its folder."""
-    from tt_jax.checkpoint import find, read_stored
+    from tt_jax.checkpoint import find, inside, read_stored
     from tt_jax.errors import ModelError
 
     for name in names:
         try:
             folder = find(name)
             stored = read_stored(folder)
-            parts = ", ".join(f"{part} {contents(folder / part)}" for part in stored.parts)
+            parts = ", ".join(f"{part} {contents(inside(folder, part))}" for part in stored.parts)
             yield name, f"{stored.kind}; {parts}"
         except ModelError as error:
             yield name, str(error)

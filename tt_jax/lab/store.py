@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tt_jax.checkpoint import PARTS
+from tt_jax.checkpoint import PARTS, inside
 from tt_jax.files import atomic
 from tt_jax.lab.observe import COLUMNS, Row
 from tt_jax.lab.spec import Cell
@@ -54,9 +54,12 @@ def identity(cell: Cell, origin: Mapping[str, Any]) -> str:
 def model_digest(folder: Path) -> str:
     """A digest of the files that a model consists of; what else lies beside them doesn't count."""
     digest = hashlib.sha256()
-    files = [path for part in PARTS for path in (folder / part).rglob("*") if path.is_file()]
-    for path in sorted([*files, folder / "config.json", folder / "tokenizer.model"]):
-        digest.update(str(path.relative_to(folder)).encode())
+    files = {name: inside(folder, name) for name in ("config.json", "tokenizer.model")}
+    for part in PARTS:
+        place = inside(folder, part)
+        files |= {f"{part}/{x.relative_to(place)}": x for x in place.rglob("*") if x.is_file()}
+    for name, path in sorted(files.items()):
+        digest.update(name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
