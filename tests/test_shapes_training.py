@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import tt_jax
 from tt_jax.shapes.training import stages
@@ -37,6 +38,21 @@ def test_again_it_has_nothing_left_to_do(trained):
     before = (trained / "log.csv").read_text()
     train(toy(), 0.001, trained, toy_config())
     assert (trained / "log.csv").read_text() == before
+
+
+def test_the_last_stage_goes_on_alone_from_another_model(trained, tmp_path):
+    recipe = dataclasses.replace(toy(), start=str(trained / "young"))
+    train(recipe, 0.001, tmp_path, only=["rollouts"])
+    stages_run = {row["stage"] for row in csv.DictReader((tmp_path / "log.csv").open())}
+    assert stages_run == {"rollouts"}
+    for file in ("config.json", "tokenizer.model"):
+        assert (tmp_path / "model" / file).read_bytes() == (trained / "young" / file).read_bytes()
+    first, second = (tt_jax.load(path) for path in (trained / "young", tmp_path / "model"))
+    for part in ("vae", "text"):  # shared by both
+        same = jax.tree.map(
+            np.array_equal, *(nnx.state(getattr(pipe, part)) for pipe in (first, second))
+        )
+        assert all(jax.tree.leaves(same))
 
 
 def test_a_stage_goes_on_where_it_was_stopped(tmp_path):

@@ -4,8 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from tt_jax.models.configs import CONFIGS
-from tt_jax.shapes.training.recipe import Recipe, toy, toy_config
+from tt_jax.shapes.training.recipe import STAGES, Recipe, toy, toy_config
 from tt_jax.shapes.training.run import train
 
 parser = argparse.ArgumentParser(prog="python -m tt_jax.shapes.training", description=__doc__)
@@ -13,8 +12,10 @@ parser.add_argument("folder", type=Path, help="where checkpoints, log and models
 parser.add_argument("--minutes", type=float, default=10.0, help="of all stages together")
 parser.add_argument("--start", default="", help="a model, by name or folder, to go on with")
 parser.add_argument("--toy", action="store_true", help="a tiny model, a few steps of each stage")
+parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="only these")
 options = parser.parse_args()
 recipe = toy() if options.toy else Recipe()
-config = toy_config() if options.toy else CONFIGS["shapes"]
+config = toy_config() if options.toy else None
 minutes = 0.01 if options.toy else options.minutes
-print(train(dataclasses.replace(recipe, start=options.start), minutes, options.folder, config))
+recipe = dataclasses.replace(recipe, start=options.start)
+print(train(recipe, minutes, options.folder, config, options.stages))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tt_jax.checkpoint import (
     cast,
     find,
     load_part,
+    read_config,
     save_part,
     write_config,
     write_vocabulary,
@@ -27,23 +29,39 @@ from tt_jax.shapes.training import stages
 from tt_jax.shapes.training.captions import read_grammar
 from tt_jax.shapes.training.optimise import Log, Params, run_stage
 from tt_jax.shapes.training.reading import questions
-from tt_jax.shapes.training.recipe import Recipe
+from tt_jax.shapes.training.recipe import STAGES, Recipe
 from tt_jax.shapes.world import DRAWS, caption, sample_scene, words
 
 CAPTIONS = 6000  # that the tokenizer is made from
 
 
-def train(recipe: Recipe, minutes: float, folder: Path, config: ModelConfig | None = None) -> Path:
+def train(
+    recipe: Recipe,
+    minutes: float,
+    folder: Path,
+    config: ModelConfig | None = None,
+    only: Sequence[str] = STAGES,
+) -> Path:
     """Runs what is left of the stages, within so many minutes, and writes the models.
 
     Called again with the same folder it goes on where it stopped; with more minutes each stage
     goes on for its share of them.
 
+    Args:
+        recipe: the stages' settings.
+        minutes: of all stages together, each by its share.
+        folder: where checkpoints, log and models go.
+        config: the model's sizes; those of the recipe's start, or else of "shapes".
+        only: the stages to run; what others would train stays as it was left, or began.
+
     Returns:
         The model's folder. Beside it lies `young`, the model from before the last stage.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = CONFIGS["shapes"] if config is None else config
+    if recipe.start:
+        config = read_config(find(recipe.start))[0]
+    elif config is None:
+        config = CONFIGS["shapes"]
     log = Log(folder / "log.csv")
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     tokenizer = _tokenizer(recipe, folder, config)
@@ -51,14 +69,17 @@ def train(recipe: Recipe, minutes: float, folder: Path, config: ModelConfig | No
         name: nnx.graphdef(abstract(name, getattr(config, name), jnp.float32)) for name in PARTS
     }
 
+    total = sum(getattr(recipe, name).share for name in only)
+
     def run(name: str, params: Params, loss: Any, data: Any = lambda params, key: ()) -> Params:
         stage = getattr(recipe, name)
-        seconds = 60 * minutes * stage.share
+        seconds = 60 * minutes * stage.share / total if name in only else 0.0
         return run_stage(name, stage, seconds, folder, params, loss, data, log, recipe.seed)
 
     start = _initial("vae", config, recipe)
     coder = run("vae", start, stages.vae_loss(graphs["vae"], recipe, dtype))
-    config = _normalised(nnx.merge(graphs["vae"], coder), config, recipe, folder)
+    if not recipe.start or "vae" in only:  # else the latents are those of the start
+        config = _normalised(nnx.merge(graphs["vae"], coder), config, recipe, folder)
     vae = nnx.merge(nnx.graphdef(abstract("vae", config.vae, jnp.float32)), coder)
 
     maker = stages.Maker(config, recipe, read_grammar(tokenizer), graphs, dtype)
@@ -82,11 +103,12 @@ def train(recipe: Recipe, minutes: float, folder: Path, config: ModelConfig | No
     def own(params: Params, key: Any) -> tuple[stages.Pool, stages.Pool]:
         first, second, third = jax.random.split(key, 3)
         pool = longer(second, False)
-        return openings(params, first), stages.own_past(maker, pool)(params, third)
+        both = {"dit": params["dit"], "text": young["text"]}
+        return openings(params, first), stages.own_past(maker, pool)(both, third)
 
     params = run("pictures", params, stages.pictures(maker), openings)
     young = run("clips", params, stages.clips(maker), pools)
-    best = run("rollouts", young, stages.clips(maker), own)
+    best = young | run("rollouts", {"dit": young["dit"]}, stages.drilled(maker, young["text"]), own)
     for name, found in (("young", young), ("model", best)):
         _export(folder / name, config, tokenizer_of(folder), {"vae": coder, **found})
     return folder / "model"

@@ -217,6 +217,12 @@ def clips(maker: Maker) -> Loss:
     return loss
 
 
+def drilled(maker: Maker, text: Params) -> Loss:
+    """`clips` for the transformer alone: the text encoder stays what the models share."""
+    loss = clips(maker)
+    return lambda params, pools, key: loss({"dit": params["dit"], "text": text}, pools, key)
+
+
 def _wobble(recipe: Recipe, key: Key[Array, ""], past: Array) -> Array:
     """Noise on a clean past: a rollout's own chunks aren't perfect either."""
     size, add = jax.random.split(key)
