@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
 
 
 def _loss(maker, params, scenes, past, latents, key, chunk) -> jax.Array:
-    return stages.flow(maker, params, scenes, past, latents, jax.random.split(key, 3), chunk)[0]
+    return stages.flow(maker, params, scenes, past, latents, jax.random.split(key, 4), chunk)[0]
 
 
 def _best(dtype: Any, repeats: int = 3) -> float:

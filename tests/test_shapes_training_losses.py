@@ -8,7 +8,7 @@ from models import random_dit
 
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.nn.rope import rotate, rotation
-from tt_jax.shapes.training.losses import clip_loss, window_loss
+from tt_jax.shapes.training.losses import clip_loss, denoising_loss, window_loss
 from tt_jax.strategies.schedule import time_sinusoid
 
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
@@ -67,3 +67,21 @@ def test_a_window_is_a_clip_where_it_sees_what_a_clip_sees(inputs):
     other = latents.at[:, 2 * CHUNK : 3 * CHUNK].add(1.0)
     unseen = window_loss(dit, text, other[:, part], noise[:, part], *arguments)
     np.testing.assert_allclose(unseen[:, :2], found[:, :2], rtol=1e-6)
+
+
+def test_own_denoising_is_the_steps_one_by_one(inputs):
+    dit, text, latents, noise, _ = inputs
+    levels = np.array([1.0, 0.5], np.float32)
+    part = slice(0, CHUNK)
+    noises = jnp.stack([noise[:, part], noise[:, CHUNK : 2 * CHUNK]])
+    found = denoising_loss(
+        dit, text, latents[:, :0], latents[:, part], noises, jnp.asarray(levels),
+        jnp.asarray(time_sinusoid(levels)), chunk=CHUNK, window=WINDOW,
+    )  # fmt: skip
+    estimate, cross = jnp.zeros_like(latents[:, part]), dit.encode_text(text)
+    for step, level in enumerate(levels):
+        noisy = (1 - level) * estimate + level * noises[step]
+        time = jnp.asarray(time_sinusoid(np.full((1, CHUNK), level)))
+        estimate = noisy - level * dit(noisy, time, cross, jnp.arange(CHUNK))[0]
+        error = jnp.mean((estimate - latents[:, part]) ** 2, axis=(1, 2, 3, 4))
+        np.testing.assert_allclose(found[step, :, 0], error, rtol=1e-5)

@@ -3,11 +3,12 @@
 Axes: B clip, F latent frame, H, W, C of the latents; L text row; N chunk.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from tt_jax.models.dit import DiT, Read
+from tt_jax.models.dit import KV, DiT, Read
 from tt_jax.nn.attention import attention
 from tt_jax.nn.layers import wide
 from tt_jax.nn.rope import rotate, rotation
@@ -52,7 +53,28 @@ def clip_loss(
     Returns:
         The error of every chunk of `latents`.
     """
-    b, f, height, width, _ = latents.shape
+    level = jnp.repeat(sigma, chunk, axis=1)[..., None, None, None]
+    noisy = (1 - level) * latents + level * noise
+    flow = clip_flow(dit, dit.encode_text(text), context, noisy, time, chunk=chunk, window=window)
+    error = (wide(flow) - (noise - latents)) ** 2
+    return jnp.mean(error.reshape(*sigma.shape, -1), axis=2)
+
+
+def clip_flow(
+    dit: DiT,
+    text: KV,
+    context: Float[Array, "b past h w c"],
+    noisy: Float[Array, "b f h w c"],
+    time: Float[Array, "b n 256"],
+    *,
+    chunk: int,
+    window: int,
+) -> Float[Array, "b f h w c"]:
+    """The flow of noisy chunks, each after the clean chunks before it: the pass of `clip_loss`.
+
+    `text`: from `encode_text`.
+    """
+    b, f, height, width, _ = noisy.shape
     n, m = f // chunk, context.shape[1] // chunk
     places = np.concatenate([np.arange(m), np.arange(m + 1 - n, m + 1)])
     frames = (chunk * places[:, None] + np.arange(chunk)).ravel()
@@ -60,15 +82,48 @@ def clip_loss(
     grid = height // patch, width // patch
     rope = rotation(jnp.asarray(frames), *grid, dit.config.head_dim)
     read = clip_reader(rope, places[m:], m, window // chunk - 1, chunk * grid[0] * grid[1])
-
-    level = jnp.repeat(sigma, chunk, axis=1)[..., None, None, None]
-    noisy = (1 - level) * latents + level * noise
     clean = jnp.broadcast_to(jnp.asarray(time_sinusoid(np.zeros(m))), (b, m, time.shape[-1]))
     times = jnp.repeat(jnp.concatenate([clean, time], axis=1), chunk, axis=1)
     both = jnp.concatenate([context, noisy], axis=1)
-    flow, _ = dit(both, times, dit.encode_text(text), None, read=read)
-    error = (wide(flow[:, m * chunk :]) - (noise - latents)) ** 2
-    return jnp.mean(error.reshape(b, n, -1), axis=2)
+    flow, _ = dit(both, times, text, None, read=read)
+    return flow[:, m * chunk :]
+
+
+def denoising_loss(
+    dit: DiT,
+    text: Float[Array, "b l e"],
+    context: Float[Array, "b past h w c"],
+    latents: Float[Array, "b f h w c"],
+    noise: Float[Array, "k b f h w c"],
+    levels: Float[Array, " k"],
+    time: Float[Array, "k 256"],
+    *,
+    chunk: int,
+    window: int,
+) -> Float[Array, "k b n"]:
+    """Each chunk's mean squared error of the denoised latents along the model's own denoising.
+
+    A rollout never sees the truth with noise on it, as `clip_loss` shows it, but its own last
+    estimate with noise on it. In a world whose captions decide what is seen, it can be asked for
+    the truth from there: so it learns to mend what its first steps got wrong. Each estimate is a
+    constant to the step after it.
+
+    Args:
+        noise: fresh noise of every step. levels: of the steps, pure noise first. time: sinusoids.
+    """
+    n = latents.shape[1] // chunk
+    encoded = dit.encode_text(text)
+
+    def step(estimate: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        noise, level, time = inputs
+        noisy = (1 - level) * estimate + level * noise
+        times = jnp.broadcast_to(time, (len(latents), n, time.shape[-1]))
+        flow = clip_flow(dit, encoded, context, noisy, times, chunk=chunk, window=window)
+        estimate = noisy - level * wide(flow)
+        error = jnp.mean(((estimate - latents) ** 2).reshape(len(latents), n, -1), axis=2)
+        return jax.lax.stop_gradient(estimate), error
+
+    return jax.lax.scan(step, jnp.zeros_like(latents), (noise, levels, time))[1]
 
 
 def clip_reader(

@@ -18,7 +18,7 @@ from tt_jax.models.configs import ModelConfig
 from tt_jax.models.vae import VAE
 from tt_jax.nn.layers import wide
 from tt_jax.shapes.training.captions import Grammar, say
-from tt_jax.shapes.training.losses import clip_loss, window_loss
+from tt_jax.shapes.training.losses import clip_loss, denoising_loss, window_loss
 from tt_jax.shapes.training.optimise import Loss, Params
 from tt_jax.shapes.training.reading import answers, reading_loss
 from tt_jax.shapes.training.recipe import Recipe
@@ -172,30 +172,45 @@ def pictures(maker: Maker) -> Loss:
     recipe = maker.recipe
 
     def loss(params: Params, pool: Pool, key: Key[Array, ""]) -> tuple[Array, dict]:
-        rows, frame, level, add, speak = jax.random.split(key, 5)
+        rows, frame, *keys = jax.random.split(key, 6)
         scenes, latents, _ = _take(pool, rows, recipe.pictures.batch)
         index = jax.random.randint(frame, (len(latents),), 1, latents.shape[1])
         latents = latents[jnp.arange(len(index)), index][:, None]
-        return flow(maker, params, scenes, latents[:, :0], latents, (level, add, speak), chunk=1)
+        return flow(maker, params, scenes, latents[:, :0], latents, keys, chunk=1)
 
     return loss
 
 
 def flow(maker, params, scenes, past, latents, keys, chunk=3) -> tuple[Array, dict]:
-    """Weighted error of chunks after a clean past, and that of pure noise."""
-    level, add, speak = keys
+    """Weighted error of chunks after a clean past, and that of pure noise.
+
+    Most samples are the truth with noise on it; a share is followed along the model's own
+    denoising.
+    """
+    level, add, follow, speak = keys
+    recipe, rollout = maker.recipe, maker.config.rollout
     dit, encoder = maker.models(params)
     text = maker.text(encoder, speak, scenes)
+    weight, sizes = weigh(latents), {"chunk": chunk, "window": rollout.window}
+    own = max(1, round(recipe.own * len(latents)))
+
     chunks = latents.shape[1] // chunk
-    sigma, time, index = draw_levels(maker.recipe, level, (len(latents), chunks))
-    noise = jax.random.normal(add, latents.shape)
-    error = clip_loss(
-        dit, text, past, latents, noise, sigma, time,
-        chunk=chunk, window=maker.config.rollout.window,
-    )  # fmt: skip
+    sigma, time, index = draw_levels(recipe, level, (len(latents) - own, chunks))
+    noise = jax.random.normal(add, latents[own:].shape)
+    error = clip_loss(dit, text[own:], past[own:], latents[own:], noise, sigma, time, **sizes)
     pure = index == 0
     figure = jnp.sum(jnp.where(pure, error, 0)) / jnp.maximum(jnp.sum(pure, dtype=jnp.float32), 1)
-    return jnp.mean(weigh(latents) * error), {"noise": figure}
+
+    levels = np.array(warp(rollout.steps, rollout.shift), np.float32)
+    noise = jax.random.normal(follow, (len(levels), *latents[:own].shape))
+    ends = denoising_loss(
+        dit, text[:own], past[:own], latents[:own], noise, jnp.asarray(levels),
+        jnp.asarray(time_sinusoid(levels)), **sizes,
+    )  # fmt: skip
+    # Of latents, not of the flow, whose target grows with what there is to mend.
+    followed = weight[:own] * ends / levels[:, None, None]
+    total = (jnp.mean(weight[own:] * error) + jnp.mean(followed)) / 2
+    return total, {"noise": figure, "end": jnp.mean(ends[-1])}
 
 
 def clips(maker: Maker) -> Loss:
@@ -203,14 +218,14 @@ def clips(maker: Maker) -> Loss:
     recipe, chunk = maker.recipe, maker.config.rollout.chunk
 
     def loss(params: Params, pools: tuple[Pool, Pool], key: Key[Array, ""]) -> tuple[Array, dict]:
-        keys = jax.random.split(key, 11)
+        keys = jax.random.split(key, 13)
         openings, longer = pools
         scenes, latents, _ = _take(openings, keys[0], recipe.openings_share * recipe.clips.batch)
-        first, of_first = flow(maker, params, scenes, latents[:, :0], latents, keys[1:4])
-        scenes, latents, past = _take(longer, keys[4], recipe.clips.batch)
-        past = _wobble(recipe, keys[5], past[:, :-chunk])
-        later, of_later = flow(maker, params, scenes, past, latents[:, chunk:], keys[6:9])
-        rolling = _windows(maker, params, scenes, latents, keys[9:])
+        first, of_first = flow(maker, params, scenes, latents[:, :0], latents, keys[1:5])
+        scenes, latents, past = _take(longer, keys[5], recipe.clips.batch)
+        past = _wobble(recipe, keys[6], past[:, :-chunk])
+        later, of_later = flow(maker, params, scenes, past, latents[:, chunk:], keys[7:11])
+        rolling = _windows(maker, params, scenes, latents, keys[11:])
         figures = {"first": of_first["noise"], "later": of_later["noise"], "rolling": rolling}
         return (first + later + rolling) / 3, figures
 
