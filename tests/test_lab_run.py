@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from tt_jax import pipeline
+from tt_jax import TokenTrim, pipeline
 from tt_jax.cli import main as cli
-from tt_jax.lab import compare, make, report, run, spec, stats, store
+from tt_jax.errors import ModelError
+from tt_jax.lab import compare, estimate, make, report, run, spec, stats, store
+from tt_jax.lab.cost import Cost
 from tt_jax.lab.experiment import _load
 from tt_jax.lab.make import Made
 from tt_jax.shapes.world import evaluation_prompts, render
@@ -86,7 +89,9 @@ class Rendered:
         if cell.stress.plant:
             tokens = np.arange(64) < 2
             place = make.Planted(tokens, chunk=4, chunks=2)
-        return Made(frames, record, STARTS, (8, 8), place, 2.0 if top else 1.0)
+        mem = cell.arm.cache == "mem-rope"
+        cost = Cost(2500000 if mem else 1000000, 3000000000)
+        return Made(frames, record, STARTS, (8, 8), place, 2.0 if top else 1.0, cost)
 
     def video(self, cell, index):
         scene = SCENES[index]
@@ -234,6 +239,43 @@ def test_arms_of_the_same_settings_are_made_once(tmp_path):
     assert {row["arm"] for row in table(tmp_path / "out")} == {"plain", "twin", "top"}
 
 
+def test_arms_of_other_caches_are_other_cells_and_no_twins(tmp_path):
+    """Also where no chunk is abnormal: another cache is another video."""
+    path = tmp_path / "caches.toml"
+    given = 'cache = ["window", "mem-rope"]'
+    arms = FILE.replace("retries = 0", f"retries = 0\n{given}")
+    arms = arms.replace("resample_noise = true", f"resample_noise = true\n{given}")
+    arms = arms.replace('["clean", "planted"]', '["clean"]')
+    path.write_text(arms.replace('against = ["plain"]', 'against = ["plain window"]'))
+    maker, experiment = Rendered(abnormal=False), spec.read(path)
+    assert lab(experiment, tmp_path / "out", maker)
+    assert {cell.arm.name for cell in maker.made} == {"plain window", "plain mem-rope"}
+    folder = tmp_path / "out"
+    timings = store.read_csv(folder / store.TIMINGS)
+    assert {row["cache"] for row in timings} == {"1000000", "2500000"}
+    report.write(folder, experiment, store.read_csv(folder / store.RESULTS), timings)
+    lines = (folder / "report.md").read_text().splitlines()
+    (header,) = (line for line in lines if line.startswith("| cache policy |"))
+    assert header.endswith("| chunk time over that of plain window | chunk, GFLOP | cache, MB |")
+    found = [line.strip("| ").split(" | ") for line in lines[lines.index(header) + 2 :][:4]]
+    assert [row[0] for row in found] == [
+        "plain window", "plain mem-rope", "top window", "top mem-rope",
+    ]  # fmt: skip
+    assert found[1][1] == "0.000 [0.000, 0.000]"
+    assert found[3][-4:] == ["+0.000 [+0.000, +0.000]", "1.00", "3.0", "2.5"]
+    assert found[0][-4:] == ["", "1.00", "3.0", "1.0"]
+    # A cell without a cache keeps the name that it had before there were any.
+    cell = lab_cell(None)
+    assert store.identity(cell, {}) != store.identity(lab_cell("window"), {})
+    assert store.identity(cell, {}) == "169ca011e3f07666e61d2671"
+
+
+def lab_cell(policy):
+    arm = spec.Arm("it", TokenTrim(), policy)
+    prompts = (spec.Prompt("a cat", ""),)
+    return spec.Cell(spec.Stress("clean", "shapes"), "self-forcing", arm, 3.0, 0, 0, prompts)
+
+
 def test_an_arm_without_occasion_is_not_made(experiment, tmp_path):
     maker, said = Rendered(abnormal=False), []
     assert lab(experiment, tmp_path / "out", maker, said)
@@ -268,7 +310,7 @@ def test_the_digest_of_a_model_is_that_of_its_parts(tiny_model, tmp_path):
 
 
 def test_the_file_bounds_the_hours(experiment, tmp_path, monkeypatch):
-    bounded = spec.Experiment(experiment.batch, 1.0, experiment.against, experiment.studies)
+    bounded = dataclasses.replace(experiment, hours=1.0)
     clock = iter(range(0, 10**6, 800))  # seconds; three looks for a cell, the first of them decides
     monkeypatch.setattr(run.time, "perf_counter", lambda: next(clock))
     maker, said = Rendered(), []
@@ -352,6 +394,7 @@ def elsewhere(tmp_path, monkeypatch):
         ("second = 2.0", "second = 5", "plants at 5 seconds"),
         ('["self-forcing"]', '["rolling-forcing"]', "at least 5 blocks"),
         ("[stress.planted]", "[stress.planted]\nwindow = 3", "must be longer than sink plus chunk"),
+        ("retries = 0", 'retries = 0\ncache = "window"', "'planted' needs the model's own window"),
     ],
 )
 def test_bad_input_writes_nothing(elsewhere, capsys, old, new, problem):
@@ -361,6 +404,19 @@ def test_bad_input_writes_nothing(elsewhere, capsys, old, new, problem):
     error = capsys.readouterr().err
     assert problem in error and error.count("\n") == 1
     assert os.listdir() == ["it.toml"]
+
+
+def test_a_model_that_fails_while_it_runs_is_one_sentence(
+    elsewhere, tiny_model, capsys, monkeypatch
+):
+    def broken(cell, pipe):
+        raise ModelError("the model is gone.")
+
+    monkeypatch.setattr(make, "make", broken)
+    monkeypatch.setattr(estimate, "hours", lambda *_: 0.0)
+    Path("tiny.toml").write_text(TINY.format(model=tiny_model))
+    assert cli.main(["lab", "run", "tiny.toml"]) == 1
+    assert capsys.readouterr().err == "tt-jax: the model is gone.\n"
 
 
 def test_no_folder_and_no_file(elsewhere, capsys):

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 import tt_jax
+from tt_jax.cache import NAMES
 from tt_jax.lab import spec
 from tt_jax.shapes.world import REGIMES
 
@@ -77,7 +78,7 @@ hosts = ["self-forcing"]
 arms = ["plain"]
 """
     experiment = read(more=other)
-    assert len(experiment.studies[1].cells(2)) == 1
+    assert len(experiment.studies[1].cells()) == 1
     assert len(experiment.cells) == 80
     longer = read("prompts = 4", "prompts = 8").studies[0].prompts
     assert longer[:4] == experiment.studies[0].prompts
@@ -103,6 +104,7 @@ def test_prompts_of_ones_own(read):
         ("batch = 2", "batch = true", "'batch' of the file must be a whole number"),
         ("batch = 2", "batch = 2\nhours = nan", "'hours' of the file must be a number above 0"),
         ("[0, 7]", "[0, 0]", "'seeds' of study 'one' must be a list of different whole numbers"),
+        ("[0, 7]", "[0, -1]", "different whole numbers from 0 to 2**24 - 1, not [0, -1]"),
         ("[0, 7]", "[]", "'seeds' of study 'one' must be"),
         ('"bfloat16"', '"half"', 'must be "float32" or "bfloat16", not \'half\''),
         ("rows = [0]", "rows = [-1]", "'rows' of the plant of stress 'hurt' must be"),
@@ -120,6 +122,11 @@ def test_prompts_of_ones_own(read):
         ("prompts = 4", 'prompts = ["a", "a"]', "a count, or a list of different texts"),
         ("[stress.hurt]", "[stress.clean]", "stress 'clean' is the one without any"),
         ("seconds = 3", "seconds = 0.01", "seconds for at least one frame"),
+        ("seconds = 3", "seconds = 2.9", "study 'one': videos of less than 3 seconds can't be"),
+        ("retries = 0", 'cache = "deep"', "arm 'plain': there is no cache policy 'deep'"),
+        ("retries = 0", 'cache = "mem-rope:sinks=1"', "mem-rope has no setting 'sinks'"),
+        ("retries = 0", "cache = 3", "'cache' of arm 'plain' must be a text, not 3"),
+        ("seeds =", "batch = 3\nseeds =", "4 prompts don't fill batches of 3"),
         ("batch = 2", "batch =", "is no TOML file"),
     ],
 )
@@ -135,12 +142,34 @@ def test_no_file(tmp_path):
         spec.read(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("name", ["smoke", "shapes", "age", "full"])
+def test_arms_of_cache_policies_and_a_batch_of_a_studys_own(read):
+    more = 'resample_noise = true\ncache = ["window", "mem-rope:sink=2"]'
+    arms = read("resample_noise = true", more).studies[0].arms
+    assert [(arm.name, arm.cache) for arm in arms[:3]] == [
+        ("plain", None),
+        ("sweep 0.1, 1.0, window", "window"),
+        ("sweep 0.1, 1.0, mem-rope:sink=2", "mem-rope:sink=2"),
+    ]
+    assert len(arms) == 9 and arms[1].trim == arms[2].trim
+    assert len(read("seeds =", "batch = 4\nseeds =").cells) == len(read().cells) / 2
+
+
+@pytest.mark.parametrize("name", ["smoke", "shapes", "age", "full", "caches", "caches_gpu"])
 def test_the_committed_experiments_can_be_read(name):
     experiment = spec.read(Path(spec.__file__).parent / "experiments" / f"{name}.toml")
     assert experiment.cells
     for study in experiment.studies:
-        assert study.arms[0].name == "plain"
+        assert study.arms[0].name in ("plain", "plain window")
+
+
+def test_the_experiment_on_caches_has_every_policy_with_and_without_tokentrim():
+    experiment = spec.read(Path(spec.__file__).parent / "experiments" / "caches.toml")
+    for study in experiment.studies:
+        for retries in (0, 1):
+            arms = [arm.cache for arm in study.arms if arm.trim.retries == retries]
+            assert arms == list(NAMES)
+    sizes = [(len(study.prompts), study.batch, study.seconds) for study in experiment.studies]
+    assert sizes == [(16, 16, 60), (2, 2, 240)] and experiment.hours == 4
 
 
 def test_the_core_experiment_is_the_one_that_was_planned():

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from tt_jax import __version__
 from tt_jax.cli import compare, env, eval, fetch, generate, lab, plan, verify
 from tt_jax.cli.console import say
-from tt_jax.errors import NonFiniteError
+from tt_jax.errors import ModelError, NonFiniteError
 from tt_jax.files import cache_folder, discard_unfinished
 
 Work = Callable[[], int | None]  # an exit code, if not 0
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             except (ValueError, OSError) as error:
                 return say(str(error), 2)
             return work() or 0
-        except (NonFiniteError, OSError) as error:
+        except (ModelError, NonFiniteError, OSError) as error:
             return say(str(error), 1)
         except KeyboardInterrupt:
             return say("interrupted.", 130)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from tt_jax.evaluate.chunks import sink_collapse
+from tt_jax.evaluate.measures import CONTRASTS, contrasts
 from tt_jax.lab import stats
 from tt_jax.lab.observe import CHUNK, SECOND, VIDEO
 from tt_jax.lab.spec import Arm, Stress, Study
-from tt_jax.lab.store import TIMING_KEYS
+from tt_jax.lab.store import COSTS, TIMING_KEYS
 
 Key = tuple[str, ...]  # stress, host, arm, seconds, seed, prompt, as the tables write them
 
@@ -95,7 +97,7 @@ def _seen(rows):
     """One video's rows as columns."""
 
     def column(kind: str, name: str) -> Float[np.ndarray, " t"]:
-        return np.array([float(row[name] or "nan") for row in rows if row["kind"] == kind])
+        return np.array([float(row.get(name) or "nan") for row in rows if row["kind"] == kind])
 
     curves = {name: column("second", name) for name in SECOND}
     curves |= {name: column("chunk", name) for name in CHUNK}
@@ -146,6 +148,21 @@ def run_times(
     return ratios
 
 
+def costs(
+    timings: Sequence[Mapping[str, str]], comparison: Comparison
+) -> dict[str, dict[str, float]]:
+    """What a chunk of each arm costs by its shapes, by the names in `store.COSTS`; without those
+    that weren't counted."""
+    found: dict[str, dict[str, float]] = {arm.name: {} for arm in comparison.study.arms}
+    for row in timings:
+        here = row["stress"], row["host"], row["seconds"]
+        asked = comparison.stress.name, comparison.host, str(comparison.study.seconds)
+        if here == asked and row["arm"] in found:
+            counted = {name: float(row[name]) for name in COSTS if row.get(name)}
+            found[row["arm"]] |= counted
+    return found
+
+
 # --- measures -----------------------------------------------------------------------------------
 
 
@@ -167,6 +184,21 @@ def over_all(name: str) -> Callable[[Seen], float]:
 def total(name: str) -> Callable[[Seen], float]:
     """The sum of a curve."""
     return lambda seen: float(np.nansum(seen.curves[name]))
+
+
+def early_against_late(name: str) -> Callable[[Seen], float]:
+    """The mean of a curve's first 15 % against that of its last, absolute."""
+    return lambda seen: contrasts(seen.curves[name])[CONTRASTS[2]]
+
+
+def collapse(over: Callable[[np.ndarray], float]) -> Callable[[Seen], float]:
+    """Falls back to the sink, over the chunks that have one."""
+
+    def measure(seen: Seen) -> float:
+        falls = sink_collapse(seen.curves["sink_distance"])
+        return float(over(falls[~np.isnan(falls)])) if not np.isnan(falls).all() else np.nan
+
+    return measure
 
 
 def single(name: str) -> Callable[[Seen], float]:
@@ -201,6 +233,16 @@ CURVES = {
 ENDS = tuple(Measure(f"{title}: end", at_end(n), d) for n, (title, d) in CURVES.items())
 CHANGES = tuple(
     Measure(f"{title}: end - start", at_end_less_start(n), d) for n, (title, d) in CURVES.items()
+)
+# As papers on long videos take drift, where that needs no other network.
+FIELD = (
+    *(
+        Measure(f"{CURVES[n][0]}: first against last 15 %", early_against_late(n), CURVES[n][1])
+        for n in ("motion", "temporal_flickering", "sharpness", "colour_drift")
+    ),
+    Measure("sink collapse, levels: maximum", collapse(np.max), 2),
+    Measure("sink collapse, levels: mean", collapse(np.mean), 2),
+    Measure("jump of motion between chunks, % of the height a second", over_all("jump"), 2),
 )
 TRIGGERS = Measure("abnormal chunks a video", total("triggered"), 2)
 ON_OBJECTS = Measure("dropped tokens on objects, share", over_all("on_object"))

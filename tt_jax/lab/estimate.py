@@ -58,9 +58,9 @@ def try_out(cell: Cell, pipe: Pipeline) -> Speed:
 
 
 def system(cell: Cell) -> tuple[Any, ...]:
-    """What decides on a cell's speed: cells that share it differ in their arm and length alone."""
+    """What decides on a cell's speed: cells that share it differ in TokenTrim and length alone."""
     stress = cell.stress
-    return stress.model, stress.dtype, stress.window, cell.host
+    return stress.model, stress.dtype, stress.window, cell.host, cell.arm.cache, len(cell.prompts)
 
 
 def hours(cells: Sequence[Cell], pipe_of: Callable[[Cell], Pipeline]) -> float:

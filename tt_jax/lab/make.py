@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from tt_jax import cache
 from tt_jax._rollout import Strategy
+from tt_jax.lab.cost import Cost, chunk_cost
 from tt_jax.lab.spec import WORLD_PROMPTS, Cell, Plant
 from tt_jax.lab.stress import corrupt, planted_tokens
 from tt_jax.models.configs import FPS, ModelConfig
@@ -16,6 +18,7 @@ from tt_jax.pipeline import Chunk, Pipeline, Video, frame_count
 from tt_jax.shapes.world import SIDE
 from tt_jax.strategies.presets import preset
 from tt_jax.strategies.rolling_forcing import RollingForcing
+from tt_jax.strategies.self_forcing import SelfForcing
 
 RECORD = ("severity", "accepted_severity", "threshold", "triggered", "kept_fraction")
 
@@ -47,6 +50,7 @@ class Made:
         grid: rows and columns of the tokens.
         planted: the corruption, if there was one.
         seconds: of wall time, without compiling and without measuring.
+        cost: of a chunk of one video, if it was counted.
     """
 
     frames: UInt8[np.ndarray, "b t h w 3"]
@@ -55,6 +59,7 @@ class Made:
     grid: tuple[int, int]
     planted: Planted | None
     seconds: float
+    cost: Cost | None = None
 
 
 def strategy(cell: Cell, config: ModelConfig) -> Strategy:
@@ -62,15 +67,29 @@ def strategy(cell: Cell, config: ModelConfig) -> Strategy:
 
     Args:
         cell: what is made.
-        config: of its model, whose window it is unless the stress has another.
+        config: of its model, whose window it is unless the stress has another or the arm a cache.
 
     Returns:
         The strategy.
 
     Raises:
-        ValueError: the window can't be.
+        ValueError: the window can't be, or the cache.
     """
     host = preset(cell.host, config.rollout).strategy
+    if cell.arm.cache is not None:
+        if isinstance(host, RollingForcing):
+            raise ValueError(
+                f"arm {cell.arm.name!r} has a cache, and Rolling Forcing keeps its own context: "
+                "give hosts of Self Forcing alone."
+            )
+        if cell.stress.window is not None or cell.stress.plant is not None:
+            raise ValueError(
+                f"stress {cell.stress.name!r} needs the model's own window, and arm "
+                f"{cell.arm.name!r} has a cache."
+            )
+        policy = cache.parse(cell.arm.cache, config.rollout.window)
+        window, sink = SelfForcing.window, SelfForcing.sink
+        return dataclasses.replace(host, window=window, sink=sink, cache=policy)
     if cell.stress.window is None:
         return host
     if isinstance(host, RollingForcing):
@@ -165,7 +184,8 @@ def make(cell: Cell, pipe: Pipeline) -> Made:
     seconds = sum(waits[1:]) * len(waits) / max(len(waits) - 1, 1)
     place = planted(cell, pipe.config)
     grid = token_grid(pipe.config)
-    return Made(video.frames, record, video.starts, grid, place, seconds)
+    cost = chunk_cost(strategy(cell, pipe.config), pipe.config, pipe.dit.head.kernel.dtype)
+    return Made(video.frames, record, video.starts, grid, place, seconds, cost)
 
 
 def planted(cell: Cell, config: ModelConfig) -> Planted | None:

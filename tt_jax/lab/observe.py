@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tt_jax.evaluate import chunks as field
 from tt_jax.evaluate import measures
 from tt_jax.lab import truth
 from tt_jax.lab.make import RECORD, Made
@@ -15,7 +16,7 @@ from tt_jax.shapes import checker
 # One row of the CSV is one second, one chunk or one whole video, as `kind` says; it fills its own
 # kind's columns. `at` is the second at which it begins.
 SECOND = (*truth.ERRORS, "moving", "place_error", *measures.CURVES)
-CHUNK = (*RECORD, "dropped", "on_object")
+CHUNK = (*RECORD, "dropped", "on_object", "jump", "sink_distance")
 VIDEO = ("detected", "precision", "recall", "recovery")
 COLUMNS = ("kind", "at", *SECOND, *CHUNK, *VIDEO)
 
@@ -36,6 +37,8 @@ def _video(cell: Cell, made: Made, sample: int, prompt: str, known: bool) -> lis
     curves = dict(measures.measure(frames, FPS).curves)
     chunks = {name: record[name] for name in RECORD}
     chunks["dropped"] = record["dropped"].mean(axis=1)
+    chunks["jump"] = field.jumps(frames, made.starts, FPS)
+    chunks["sink_distance"] = field.sink_distances(frames, made.starts)
     video = {}
     if known:
         seen = checker.measure(frames)

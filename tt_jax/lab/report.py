@@ -10,12 +10,14 @@ from tt_jax.lab.compare import (
     AFTER_PLANT,
     CHANGES,
     ENDS,
+    FIELD,
     ON_OBJECTS,
     RECORDED,
     TRIGGERS,
     Comparison,
     Measure,
     comparisons,
+    costs,
     run_times,
     videos,
 )
@@ -25,6 +27,16 @@ from tt_jax.plots import style
 
 BY_REGIME = ENDS[:2]  # objects lost, object colour
 ACTS = (TRIGGERS, ON_OBJECTS)
+# Of the table of policies: objects lost, their colour, their shape, motion, all at the end.
+POLICY = tuple(
+    Measure(title, next(m for m in ENDS if m.title.startswith(start)).of, digits)
+    for title, start, digits in (
+        ("objects lost", "objects lost", 3),
+        ("colour, RGB distance", "object colour", 3),
+        ("wrong shape", "wrong shape", 3),
+        ("motion, %/s", "motion", 2),
+    )
+)
 
 HOW_TO_READ = """\
 Values are means over prompts, in brackets their 95 % bootstrap intervals (10,000 resamples of the
@@ -61,6 +73,9 @@ def write(
             for file, figure in drawn.items():
                 style.save(figure, folder / file)
                 pages.append(folder / file)
+            if any(arm.cache for arm in study.arms):
+                spent = costs(timings, comparison)
+                parts.append(policies(comparison, times, spent, experiment.against[0]))
             parts.append(section(comparison, experiment.against, times))
             parts += [f"![{file}]({file})" for file in drawn]
     path = folder / "report.md"
@@ -81,7 +96,7 @@ def section(comparison: Comparison, against: Sequence[str], times: Mapping[str, 
     parts = [f"### {comparison.host}, {comparison.stress.name}"]
     if count < asked:
         parts.append(f"Only {count} of {asked} prompts are finished in every arm.")
-    measures = [*ENDS, *CHANGES, *RECORDED, *AFTER_PLANT]
+    measures = [*ENDS, *CHANGES, *FIELD, *RECORDED, *AFTER_PLANT]
     rows = [
         [m.title, *cells]
         for m in measures
@@ -100,10 +115,40 @@ def section(comparison: Comparison, against: Sequence[str], times: Mapping[str, 
     return "\n\n".join(parts)
 
 
+def policies(
+    comparison: Comparison,
+    times: Mapping[str, float],
+    spent: Mapping[str, Mapping[str, float]],
+    baseline: str,
+) -> str:
+    """The table of cache policies: what is left at the end, and what a chunk costs.
+
+    Where an arm that intervenes has one beside it that doesn't, under the same cache, its objects
+    lost are compared with that one's.
+    """
+    plain = {arm.cache: arm.name for arm in comparison.study.arms if not arm.trim.retries}
+    lost, rows = POLICY[0], []
+    for arm in comparison.study.arms:
+        values = [cell(bootstrap(comparison.values(arm.name, m)), m) for m in POLICY]
+        other, less = plain.get(arm.cache), ""
+        if arm.trim.retries and other is not None:
+            pair = (comparison.values(name, lost) for name in (arm.name, other))
+            less = cell(paired(*pair), lost, sign=True)
+        cost = spent[arm.name]
+        bytes_ = f"{cost['cache'] / 1e6:.1f}" if "cache" in cost else ""
+        work = f"{cost['operations'] / 1e9:.1f}" if "operations" in cost else ""
+        rows.append([arm.name, *values, less, f"{times[arm.name]:.2f}", work, bytes_])
+    header = [
+        "cache policy", *(m.title for m in POLICY), "objects lost, less the same without TokenTrim",
+        f"chunk time over that of {baseline}", "chunk, GFLOP", "cache, MB",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
 def differences(comparison: Comparison, baseline: str, others: Sequence[str]) -> str:
     """Paired differences of every measure."""
     rows = []
-    for m in [*ENDS, *CHANGES, *AFTER_PLANT]:
+    for m in [*ENDS, *CHANGES, *FIELD, *AFTER_PLANT]:
         plain = comparison.values(baseline, m)
         cells = [cell(paired(comparison.values(arm, m), plain), m, sign=True) for arm in others]
         if any(cells):

@@ -81,7 +81,8 @@ def run(
         note = "never abnormal, so as without intervention"
         if made is None:
             new = maker(cell)
-            made = Finished(new.seconds, observe(cell, new))
+            cost = {} if new.cost is None else dataclasses.asdict(new.cost)
+            made = Finished(new.seconds, observe(cell, new), cost)
             note = f"{made.seconds:.0f} s"
         store.write_cell(folder, names[cell], made)
         # As if it were read again, so that a resumed run's tables are the same.
@@ -148,7 +149,7 @@ def twin(cell: Cell, finished: Mapping[Cell, Finished | None]) -> Finished | Non
 def judge(cell: Cell) -> tuple[Any, ...]:
     """What decides on whether a chunk is abnormal, as long as none was."""
     trim = cell.arm.trim
-    return trim.p, trim.lam, trim.warmup, trim.when, MEASURES.get(str(trim.select))
+    return cell.arm.cache, trim.p, trim.lam, trim.warmup, trim.when, MEASURES.get(str(trim.select))
 
 
 def describe(cell: Cell) -> str:

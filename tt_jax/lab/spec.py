@@ -1,8 +1,9 @@
 """The experiment file: which arms are compared, under which hosts and stressors, on which prompts.
 
 A TOML file with `batch`, `against` and, if not the embedded one, `model` and, if bounded, `hours`;
-tables `[arms.NAME]` of TokenTrim's settings, `[stress.NAME]`, and `[[studies]]`. A list in place of
-a setting of an arm stands for one arm for each of its values. The file alone decides which videos
+tables `[arms.NAME]` of TokenTrim's settings and a cache policy (`cache = "mem-rope:sink=2"`),
+`[stress.NAME]`, and `[[studies]]`, which may have a `batch` of their own. A list in place of a
+setting of an arm stands for one arm for each of its values. The file alone decides which videos
 are made together, so that a run that was interrupted gives the same numbers.
 """
 
@@ -16,6 +17,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from tt_jax import cache
+from tt_jax.evaluate.measures import SHORTEST
+from tt_jax.models.configs import FPS
 from tt_jax.pipeline import check_prompts, frame_count
 from tt_jax.shapes.world import evaluation_prompts
 from tt_jax.strategies.presets import NAMES
@@ -66,10 +70,18 @@ class Stress:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A TokenTrim with a name."""
+    """A TokenTrim with a name.
+
+    Attributes:
+        name: in the file.
+        trim: its settings.
+        cache: Self Forcing's cache policy, as `cache.parse` takes it; the model's own window if
+            None.
+    """
 
     name: str
     trim: TokenTrim
+    cache: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +117,8 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A grid: every arm under every host and stress, with every seed, on every prompt."""
+    """A grid: every arm under every host and stress, with every seed, on every prompt; so many
+    videos of one arm as `batch` says are made together."""
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -114,9 +127,11 @@ class Study:
     arms: tuple[Arm, ...]
     stress: tuple[Stress, ...]
     seeds: tuple[int, ...]
+    batch: int
 
-    def cells(self, batch: int) -> list[Cell]:
+    def cells(self) -> list[Cell]:
         """All cells, those that are compared with one another next to one another."""
+        batch = self.batch
         starts = range(0, len(self.prompts), batch)
         grid = itertools.product(starts, self.seeds, self.stress, self.hosts, self.arms)
         return [
@@ -130,13 +145,11 @@ class Experiment:
     """A whole file.
 
     Attributes:
-        batch: videos made together.
         hours: no cell is begun after them.
         against: the arms that all others are compared with.
         studies: in the file's order.
     """
 
-    batch: int
     hours: float
     against: tuple[str, ...]
     studies: tuple[Study, ...]
@@ -144,7 +157,7 @@ class Experiment:
     @property
     def cells(self) -> tuple[Cell, ...]:
         """Every cell once, in the file's order, also where studies share some."""
-        return tuple(dict.fromkeys(c for study in self.studies for c in study.cells(self.batch)))
+        return tuple(dict.fromkeys(c for study in self.studies for c in study.cells()))
 
 
 def read(path: Path) -> Experiment:
@@ -191,9 +204,7 @@ def _experiment(table: dict[str, Any]) -> Experiment:
     for name in values["against"]:
         if name not in known:
             raise ValueError(f"against: there is no arm {name!r}.")
-    return Experiment(
-        values["batch"], values.get("hours", math.inf), tuple(values["against"]), studies
-    )
+    return Experiment(values.get("hours", math.inf), tuple(values["against"]), studies)
 
 
 def _arms(name: str, table: Any) -> tuple[Arm, ...]:
@@ -205,12 +216,15 @@ def _arms(name: str, table: Any) -> tuple[Arm, ...]:
     arms = []
     for choice in itertools.product(*lists.values()):
         settings = _fill(dict(zip(lists, choice, strict=True)), where, ARM, ())
+        values = ", ".join(str(settings[key]) for key in varied)
+        policy = settings.pop("cache", None)
         try:
             trim = TokenTrim(**settings)
+            if policy is not None:
+                cache.parse(policy)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        values = ", ".join(str(settings[key]) for key in varied)
-        arms.append(Arm(f"{name} {values}".strip(), trim))
+        arms.append(Arm(f"{name} {values}".strip(), trim, policy))
     return tuple(arms)
 
 
@@ -244,9 +258,11 @@ def _study(
             "give all of them the same resample_noise."
         )
     prompts = _prompts(values["prompts"], where)
+    batch = values.get("batch", batch)
     if len(prompts) % batch:
         raise ValueError(f"{where}: {len(prompts)} prompts don't fill batches of {batch}.")
-    frame_count(values["seconds"])
+    if frame_count(values["seconds"]) < SHORTEST * FPS:
+        raise ValueError(f"{where}: videos of less than {SHORTEST} seconds can't be measured.")
     return Study(
         values["name"],
         prompts,
@@ -255,6 +271,7 @@ def _study(
         chosen,
         tuple(stress[name] for name in values.get("stress", (CLEAN,))),
         tuple(values.get("seeds", (0,))),
+        batch,
     )
 
 
@@ -354,7 +371,7 @@ _texts = _list(_text, "a list of different texts")
 _places = _list(_count, "a list of different whole numbers from 0")
 _dtype = _of(str, '"float32" or "bfloat16"', lambda value: value in ("float32", "bfloat16"))
 _tables = _of(list, "tables, [[studies]]", bool)
-_seed = _of(int, "a whole number below 2**24", lambda value: 0 <= value < 2**24)
+_seed = _of(int, "a whole number from 0 to 2**24 - 1", lambda value: 0 <= value < 2**24)
 
 EXPERIMENT: dict[str, Reader] = {
     "model": _text,
@@ -365,11 +382,11 @@ EXPERIMENT: dict[str, Reader] = {
     "stress": _table,
     "studies": _tables,
 }
-# TokenTrim's own settings, each read like its default.
+# TokenTrim's own settings, each read like its default, and the cache policy.
 ARM: dict[str, Reader] = {
     field.name: {float: _number, int: _count, bool: _flag, str: _text}[type(field.default)]
     for field in dataclasses.fields(TokenTrim)
-}
+} | {"cache": _text}
 STRESS: dict[str, Reader] = {
     "model": _text,
     "dtype": _dtype,
@@ -385,9 +402,10 @@ PLANT: dict[str, Reader] = {
 STUDY: dict[str, Reader] = {
     "name": _text,
     "prompts": _count_or_texts,
+    "batch": _positive,
     "seconds": _length,
     "hosts": _texts,
     "arms": _texts,
     "stress": _texts,
-    "seeds": _list(_seed, "a list of different whole numbers below 2**24"),
+    "seeds": _list(_seed, "a list of different whole numbers from 0 to 2**24 - 1"),
 }

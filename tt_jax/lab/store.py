@@ -3,7 +3,8 @@
 FOLDER/experiment.toml   the file that was run
 FOLDER/cells/ID.json     one finished cell; its ID stands for all that decides on its numbers
 FOLDER/results.csv       what was measured, tidy
-FOLDER/timings.csv       seconds of wall time of each cell: never the same twice, so kept apart
+FOLDER/timings.csv       seconds of wall time of each cell, never the same twice, so kept apart; and
+                         what a chunk costs by its shapes (lab.cost)
 FOLDER/record.json       versions, device, models
 """
 
@@ -18,20 +19,23 @@ from typing import Any
 
 from tt_jax.checkpoint import PARTS, inside
 from tt_jax.files import atomic
+from tt_jax.lab.cost import Cost
 from tt_jax.lab.observe import COLUMNS, Row
 from tt_jax.lab.spec import Cell
 
 FILE, RESULTS, TIMINGS, RECORD = "experiment.toml", "results.csv", "timings.csv", "record.json"
 KEYS = ("stress", "host", "arm", "seconds", "seed", "prompt", "regime")
 TIMING_KEYS = ("stress", "host", "arm", "seconds", "seed", "first")
+COSTS = tuple(field.name for field in dataclasses.fields(Cost))
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A finished cell: its wall time, and the rows of each of its videos."""
+    """A finished cell: its wall time, the rows of each of its videos, and what `cost` says."""
 
     seconds: float
     rows: list[list[Row]]
+    cost: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def identity(cell: Cell, origin: Mapping[str, Any]) -> str:
@@ -46,6 +50,8 @@ def identity(cell: Cell, origin: Mapping[str, Any]) -> str:
     """
     settings = dataclasses.asdict(cell) | {"origin": dict(origin)}
     settings["arm"].pop("name")
+    if settings["arm"]["cache"] is None:  # so are the names of cells from before there were any
+        settings["arm"].pop("cache")
     settings["stress"].pop("name")
     settings["stress"].pop("model")  # wherever it lies
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
@@ -105,14 +111,15 @@ def write_tables(folder: Path, cells: Iterable[tuple[Cell, Finished]]) -> None:
     results, timings = [], []
     for cell, finished in cells:
         keys = [cell.stress.name, cell.host, cell.arm.name, cell.seconds, cell.seed]
-        timings.append([*keys, cell.first, finished.seconds])
+        costs = [finished.cost.get(name, "") for name in COSTS]
+        timings.append([*keys, cell.first, finished.seconds, *costs])
         for prompt, rows in zip(cell.prompts, finished.rows, strict=True):
             results += [
                 [*keys, prompt.text, prompt.regime, *(row.get(name, "") for name in COLUMNS)]
                 for row in rows
             ]
     _write_csv(folder / RESULTS, [*KEYS, *COLUMNS], results)
-    _write_csv(folder / TIMINGS, [*TIMING_KEYS, "wall"], timings)
+    _write_csv(folder / TIMINGS, [*TIMING_KEYS, "wall", *COSTS], timings)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
