@@ -47,7 +47,9 @@ should hold zero, one doesn't. An arm that had no occasion to intervene in a vid
 plain's wall time; and cells are made at different times, perhaps beside other work, so that wall
 times say little. "end" is the mean of the last five seconds, "start" of the first five (of halves,
 under ten seconds). What a video doesn't show, such as the colour of an object that is lost, is left
-out of both sides of a difference."""
+out of both sides of a difference. Sink collapse: how much nearer a chunk is to the video's first
+than the median of the four before it (root mean square, levels of 255). A jump: how much the motion
+onto a chunk's first frame differs from that just before and after."""
 
 
 def write(
