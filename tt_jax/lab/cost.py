@@ -39,7 +39,8 @@ def chunk_cost(strategy: Strategy, config: ModelConfig, dtype: DTypeLike) -> Cos
         The cost of one video's chunk, without decoding it.
     """
     graph, params = nnx.split(abstract("dit", config.dit, dtype))
-    grid = tuple(side // config.vae.spatial_stride for side in config.size)
+    stride = config.vae.spatial_stride
+    grid = (config.size[0] // stride, config.size[1] // stride)
     shape = (1, strategy.chunk, *grid, config.dit.channels)
     text = jax.ShapeDtypeStruct((1, config.dit.text_len, config.dit.text_dim), dtype)
 
