@@ -28,13 +28,14 @@ train-gpu: .venv/.installed
 test: .venv/.tested
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not huge" --durations 30
 
-# The tests that need no originals (of others, what needs torch skips), on the newest JAX that PYTHON
-# can have.
+# The quick tests that need no originals (of others, what needs torch skips), and all of other
+# people's JAX, on the newest JAX that PYTHON can have.
 newest:
 	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[test]"
 	.venv-newest/bin/python -c "import jax; print('JAX', jax.__version__)"
-	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not huge and not parity"
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not huge and not parity and not slow"
+	.venv-newest/bin/python -m pytest -n 2 -m slow tests/test_other_jax.py tests/test_other_mesh.py
 
 lint: .venv/.tested
 	$(BIN)/ruff check

@@ -2,13 +2,10 @@
 
 import dataclasses
 import os
-from importlib import metadata
 from pathlib import Path
 
 # The same programs, compiled with less polish: most of the tests' time is compiling.
 QUICK = "--xla_backend_optimization_level=0"
-if metadata.version("jaxlib") < "0.11":  # later ones don't know it, and stop
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax  # noqa: E402

@@ -91,6 +91,7 @@ def next_chunk(policy, state, lam=EAGER.lam, prompts=None):
     )
 
 
+@pytest.mark.slow
 @every_policy
 def test_1_one_compilation_and_states_of_one_shape(policy):
     states = [part.state for part in chunks(policy)]

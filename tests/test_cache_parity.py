@@ -79,6 +79,7 @@ def run(dit, arrays, policy, parity_record, switches=None):
     return contexts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "policy"),
     [
@@ -118,6 +119,7 @@ def test_mem_rope(methods, dit, parity_record):
             parity_record(part, "recorded", SIZE, worst, 1e-5)
 
 
+@pytest.mark.slow
 def test_relax_forcing(methods, dit, parity_record):
     arrays = load_file(methods / "relax_forcing_16chunks.safetensors")
     policy = RelaxForcing()
@@ -135,6 +137,7 @@ def test_relax_forcing(methods, dit, parity_record):
                 np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_deep_forcing(methods, dit, parity_record):
     arrays = load_file(methods / "deep_forcing_14chunks.safetensors")
     contexts = run(dit, arrays, DeepForcing(), parity_record)

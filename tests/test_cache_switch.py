@@ -49,6 +49,7 @@ def test_defaults():
     assert switches(SelfForcing(cache=LongLive()))[0] == "recache"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "hows"),
     [(InfinityRope(9), ("flush", "cut", "none")), (LongLive(9, 2), ("recache", "none"))],

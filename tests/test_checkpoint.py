@@ -196,6 +196,7 @@ def test_a_transformer_alone(model):
             call()
 
 
+@pytest.mark.slow
 def test_without_a_text_encoder(model, tiny_model):
     """A transformer and a VAE make the same video from embeddings."""
     text = tt_jax.load(tiny_model).encode_prompt(PROMPT)

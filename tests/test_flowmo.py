@@ -56,6 +56,7 @@ def test_loss_of_some_frames():
         np.testing.assert_allclose(flowmo.loss(velocity, present), want, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_equals_finite_differences():
     with jax.enable_x64(True):
         graph, params = nnx.split(random_dit(CONFIG))
@@ -74,6 +75,7 @@ def test_gradient_equals_finite_differences():
             assert abs(difference - jnp.vdot(slope, direction)) <= 1e-5 * abs(difference)
 
 
+@pytest.mark.slow
 def test_one_step_lowers_the_loss(dit):
     predict = velocity_of(dit, 100, 3)
     x = jax.random.normal(jax.random.key(2), (100, 3, *GRID, CONFIG.channels))

@@ -271,6 +271,7 @@ def test_5_vmap_equals_a_rollout_each(dit, text):
 # --- 6: samples are independent -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("select", "accept"),
     [("top", "always"), ("top", "better"), ("random", "always"), ("none", "always")],
@@ -292,6 +293,7 @@ def test_6_neighbours_do_not_matter(dit, text, select, accept):
 # --- 7: the buffer equals one block-causal pass -------------------------------------------------
 
 
+@pytest.mark.slow
 def test_7_chunks_with_context_equal_one_block_causal_pass(dit, text):
     cross = dit.encode_text(text)
     frames, size, tokens = STRATEGY.window, STRATEGY.chunk, 16

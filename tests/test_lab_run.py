@@ -129,6 +129,7 @@ def finished(tmp_path_factory):
 # --- the run ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_table_is_tidy(finished):
     rows = table(finished)
     # Of 2 arms, 2 stresses and 4 prompts: 4 seconds, 6 chunks, and one of the video if planted.
@@ -229,6 +230,7 @@ def test_whatever_decides_on_the_numbers_is_in_a_cells_name(experiment):
     assert store.identity(same, {"model": "m"}) in names
 
 
+@pytest.mark.slow
 def test_arms_of_the_same_settings_are_made_once(tmp_path):
     path = tmp_path / "twins.toml"
     twins = FILE.replace("[arms.top]", "[arms.twin]\nresample_noise = true\n[arms.top]")

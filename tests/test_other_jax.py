@@ -63,6 +63,7 @@ def assert_close(out, want, tolerance=2e-5):
 # --- switches -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_x64(dit, text, plain, name):
     """Nothing of it enters a float32 rollout, whose noise is the same."""
@@ -77,6 +78,7 @@ def test_x64(dit, text, plain, name):
     assert from_given.latents.dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_x64_with_weights_of_float64(dit, text, plain, name):
     graph, params = nnx.split(dit)
@@ -92,6 +94,7 @@ def test_x64_with_weights_of_float64(dit, text, plain, name):
     np.testing.assert_allclose(out.latents, want.latents, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", ["jax_debug_nans", "jax_debug_infs"])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_debug(dit, text, plain, switch, name):
@@ -130,6 +133,7 @@ def test_debug_nans_finds_one_that_is_there(dit, text):
         run(broken, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_rank_promotion(dit, text, name):
     """With a guided chunk, given frames and every policy's arithmetic."""
@@ -167,6 +171,7 @@ def switched(name, value):
 # --- transformations ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_jit(dit, text, plain, name):
     """The caller's own program around a rollout and its continuation."""
@@ -185,6 +190,7 @@ def test_jit(dit, text, plain, name):
     assert first.state.origin == plain[name].state.origin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_vmap(dit, text, plain, name):
     """Over keys and `lam`, with the states it gives."""
@@ -205,6 +211,7 @@ def test_vmap(dit, text, plain, name):
     np.testing.assert_allclose(jax.vmap(on)(out.state)[0], want, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_grad(dit, text, name):
     """Through chunks made again, where JAX looks for NaN too."""
@@ -271,6 +278,7 @@ def test_threads(dit, text, plain):
             np.testing.assert_array_equal(got.latents, want.latents)
 
 
+@pytest.mark.slow
 def test_two_pipelines(tmp_path, tiny_model):
     """They share nothing but what is compiled, in turn as each alone; and nobody's switches."""
     pipes = [tt_jax.load(tiny_model), tt_jax.load(write_tiny_model(tmp_path / "other"))]

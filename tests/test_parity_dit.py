@@ -252,6 +252,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", CASES)
 def test_diffusers_small(size, parity_record):
     config, sizes, bound = CASES[size]
@@ -289,6 +290,7 @@ def test_diffusers_true_size(parity_record):
     parity_record("DiT, one pass", "diffusers", "Wan2.1 1.3B", value, 1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_close_as_torch(parity_record):
     """Both frameworks' bfloat16 against float32: ours may be at most 1.2 times as far.
 

@@ -61,6 +61,7 @@ def test_self_forcing(golden, dit, parity_record):
     record_chunks("Self Forcing", out.latents, arrays["latents"], parity_record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lam"), [("never", 1e9), ("main", -0.5)])
 def test_token_trim(name, lam, golden, dit, parity_record):
     arrays = load_file(golden / "tokentrim_main.safetensors")
@@ -175,6 +176,7 @@ class TorchRollout:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("window", "sink"), [(9, 0), (9, 3), (9, 1), (21, 0)], ids=lambda value: str(value)
 )

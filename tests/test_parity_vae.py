@@ -76,6 +76,7 @@ def test_encode_unscaled(wan, recorded, parity_record):
     parity_record("VAE encode, not normalised", "Wan, recorded", SIZE, value, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "name"), [(9, ""), (21, "6")])
 def test_decode(wan, recorded, frames, name, parity_record):
     latents, reference = recorded["z" + name], recorded["decode" + name]
@@ -183,6 +184,7 @@ def compare(config, frames, side, size, bound, parity_record):
     parity_record("VAE decode", "diffusers", size, value, bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 12])
 def test_diffusers_small(frames, parity_record):
     compare(SMALL, frames, 32, f"{SIZE}, {frames} frames", 1e-5, parity_record)
@@ -194,6 +196,7 @@ def test_diffusers_published_widths(frames, parity_record):
     compare(VAEConfig.wan(), frames, 32, f"Wan2.1, {frames} frames", 1e-4, parity_record)
 
 
+@pytest.mark.slow
 def test_bfloat16(parity_record):
     """Our bfloat16 stays as close to float32 as torch's does (given as a multiple of torch's)."""
     torch = pytest.importorskip("torch")

@@ -24,6 +24,7 @@ def kept(tmp_path, monkeypatch):
     return tmp_path / "cache" / "tt-jax" / "prompts", loaded
 
 
+@pytest.mark.slow
 def test_they_are_the_pipelines(tiny_model, kept):
     texts = [PROMPT, "a small green square"]
     expected = tt_jax.load(tiny_model).encode_prompt(texts)

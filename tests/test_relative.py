@@ -37,6 +37,7 @@ def plain_rollout(dit, text, noise, window, sink):
     return np.concatenate(done)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sink", [0, 1, 3])
 def test_against_a_plain_loop(sink):
     dit = random_dit(CONFIG)

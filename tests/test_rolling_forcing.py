@@ -69,6 +69,7 @@ def rows(out, chunks):
 # --- the recorded rollout -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_recorded_rollout(golden, parity_record):
     arrays = load_file(golden / "rf_rollout_9blocks.safetensors")
@@ -272,6 +273,7 @@ def plain_rollout(dit, text, noise, trim, initial=None):
     return np.concatenate([done[block] for block in range(first, count)]), dropped
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("blocks", [12, 16])
 @pytest.mark.parametrize("lam", [1e9, 0.3])
@@ -321,6 +323,7 @@ def whole(dit, text):
     return out
 
 
+@pytest.mark.slow
 def test_one_compilation_whatever_is_pruned(dit, text, whole):
     before = _rollout._cache_size()
     for lam in (0.5, 1e9):
@@ -328,6 +331,7 @@ def test_one_compilation_whatever_is_pruned(dit, text, whole):
     assert _rollout._cache_size() == before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_chunks(dit, text):
     graph, params = nnx.split(dit)
     state = _begin(graph, params, text, jax.random.key(0), GRID, STRATEGY, None)
@@ -360,6 +364,7 @@ def test_poisoned_entries_change_nothing(dit, text, whole):
     assert_equal(clean, dirty)
 
 
+@pytest.mark.slow
 def test_blocks_outside_the_video_change_nothing(dit, text, whole):
     """In the first windows: whatever stands where blocks will be, or where none is."""
     graph, params = nnx.split(dit)
@@ -373,6 +378,7 @@ def test_blocks_outside_the_video_change_nothing(dit, text, whole):
     np.testing.assert_array_equal(dirty.latents[:, 12:], whole.latents[:, :15])
 
 
+@pytest.mark.slow
 def test_off_and_never_triggering_are_plain(dit, text, whole):
     plain = run(dit, text, trim=TokenTrim.off())
     for accept in ("always", "better"):
@@ -388,6 +394,7 @@ def longer(dit, text):
     return run(dit, text, 13)
 
 
+@pytest.mark.slow
 def test_prefix(whole, longer):
     assert_close(rows(longer, slice(0, 5)), rows(whole, slice(0, 5)))
     assert distance(longer.latents[:, 15:27], whole.latents[:, 15:]) > 1e-3

@@ -76,6 +76,7 @@ def test_gradients_equal_finite_differences(dit, text, chunks, trim):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_severity_has_no_gradient(dit, text):
     gradient = jax.grad(lambda text: jnp.sum(run(dit, text).severity[:, 1:]))(text)
     assert not gradient.any()
@@ -111,6 +112,7 @@ def test_warmup_of_one_tests_the_third_chunk(dit, text):
     np.testing.assert_array_equal(out.tested[0], [False, False, True, True])
 
 
+@pytest.mark.slow
 def test_retries_drop_what_the_attempt_before_found(dit, text):
     trim = TokenTrim(p=0.25, lam=-100.0, retries=3, select="random", resample_noise=True)
     out = run(dit, text, 4, trim)
@@ -139,6 +141,7 @@ def test_a_policy_of_ones_own(dit, text):
     np.testing.assert_array_equal(out.pruned[0, 3], [[0, 0], [0, 1]])
 
 
+@pytest.mark.slow
 def test_sinks_are_exempt_unless_asked_for(dit, text):
     strategy = SelfForcing(window=12, sink=3, steps=(1000, 500))
     kept = run(dit, text, 5, TokenTrim(p=0.25, lam=-100.0), strategy=strategy).state.context

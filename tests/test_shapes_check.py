@@ -46,6 +46,7 @@ def test_wilson_interval():
     assert str(check.Share(0, 0)) == "-"
 
 
+@pytest.mark.slow
 def test_table_of_a_perfect_and_of_a_half_blind_model(monkeypatch, capsys, tmp_path):
     prompts = evaluation_prompts(20)
     pipe = Perfect(prompts)

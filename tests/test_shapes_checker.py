@@ -36,6 +36,7 @@ def spoil(video, rng, sigma=0.8, noise=0.03):
     return np.clip(both + rng.normal(0, noise * 255, both.shape) + 0.5, 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blurred", [False, True], ids=["clean", "blur and noise"])
 def test_right_on_rendered_truth(blurred):
     rng = np.random.default_rng(11)
@@ -83,6 +84,7 @@ def lies(scene, rng):
         yield "count", replace(truth, objects=(thing, second))
 
 
+@pytest.mark.slow
 def test_says_no_to_wrong_captions():
     rng = np.random.default_rng(12)
     believed = defaultdict(list)

@@ -39,6 +39,7 @@ def test_both_know_their_words_levels_and_the_same_latents():
         tokenizer(["A cat walks on the grass"])
 
 
+@pytest.mark.slow
 def test_vae_restores_a_clip(pipe):
     (_, scene), *_ = evaluation_prompts(1)
     clip = render(scene, 33).astype(np.float32) / 127.5 - 1
@@ -46,6 +47,7 @@ def test_vae_restores_a_clip(pipe):
     assert -10 * np.log10(np.mean(error**2) / 4) > 28
 
 
+@pytest.mark.slow
 def test_videos_show_the_background_that_was_asked_for(pipe):
     prompts = [caption for caption, _ in evaluation_prompts(4)]
     video = pipe.generate(prompts, seconds=2, seed=0, trim=tt_jax.TokenTrim.off())

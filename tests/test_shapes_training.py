@@ -23,6 +23,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_all_stages_run_and_the_models_load(trained):
     rows = list(csv.DictReader((trained / "log.csv").open()))
     assert list(dict.fromkeys(row["stage"] for row in rows)) == list(STAGES)
@@ -34,6 +35,7 @@ def test_all_stages_run_and_the_models_load(trained):
         assert video.frames.shape == (1, 8, 64, 64, 3)
 
 
+@pytest.mark.slow
 def test_again_it_has_nothing_left_to_do(trained):
     before = (trained / "log.csv").read_text()
     train(toy(), 0.001, trained, toy_config())

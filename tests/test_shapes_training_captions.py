@@ -38,6 +38,7 @@ def told(tokenizer):
     return scenes, texts, ids, mask
 
 
+@pytest.mark.slow
 def test_they_are_split_as_the_tokenizer_splits_them(told, tokenizer):
     _, texts, ids, mask = told
     expected_ids, expected_mask = tokenizer(texts)

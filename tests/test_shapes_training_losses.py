@@ -45,6 +45,7 @@ def plain(dit, text, latents, noise, sigma):
     return jnp.stack(errors, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1], ids=["from the first chunk", "from the second"])
 def test_a_clip_in_one_pass_is_its_chunks_one_by_one(inputs, first):
     dit, text, latents, noise, sigma = inputs
@@ -55,6 +56,7 @@ def test_a_clip_in_one_pass_is_its_chunks_one_by_one(inputs, first):
     np.testing.assert_allclose(found, plain(*inputs)[:, first:], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_window_is_a_clip_where_it_sees_what_a_clip_sees(inputs):
     dit, text, latents, noise, sigma = inputs
     levels = np.concatenate([np.zeros((2, 2), np.float32), sigma[:, 2:3]], axis=1)

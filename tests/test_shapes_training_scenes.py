@@ -40,6 +40,7 @@ def kinds(scenes):
     return columns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [

@@ -36,6 +36,7 @@ def test_same_seed_same_world():
     assert first == second
 
 
+@pytest.mark.slow
 def test_world_is_as_rich_as_promised():
     found = scenes(3000)
     things = [thing for scene in found for thing in scene.objects]
@@ -177,12 +178,14 @@ def test_parse_reads_the_likes_of_a_user():
         parse("a dog on a white background")
 
 
+@pytest.mark.slow
 def test_the_words_are_those_of_captions():
     rng = np.random.default_rng(3)
     found = {w for scene in scenes(2000) for w in re.findall(r"[a-z-]+", caption(scene, rng))}
     assert world.words() == found
 
 
+@pytest.mark.slow
 def test_every_word_of_the_grammar_is_reachable():
     rng = np.random.default_rng(3)
     words = {w for scene in scenes(2000) for w in re.findall(r"[a-z-]+", caption(scene, rng))}

@@ -127,6 +127,7 @@ def test_a_state_keeps_its_origin(dit, text, first):
     assert "latents [1, 9, 4, 4, 2]" in repr(first)
 
 
+@pytest.mark.slow
 def test_a_start_goes_on_under_any_trim(dit, text):
     state = STRATEGY.start(dit, 1, GRID, jax.random.key(0))
     for trim in (TRIM, dataclasses.replace(TRIM, p=0.5)):
@@ -136,6 +137,7 @@ def test_a_start_goes_on_under_any_trim(dit, text):
 # --- whose randomness ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_a_key_a_state_goes_on_with_its_own(dit, text, first):
     whole = run(dit, text, 0, chunks=6)
     rest = run(dit, text, state=first.state)

@@ -199,6 +199,7 @@ def test_scan_equals_a_loop_over_layers(encoder):
     np.testing.assert_allclose(encoder(ids, mask), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient(encoder):
     ids, mask = tokens([9, 4], 16)
     target = jax.random.normal(jax.random.key(2), (2, 16, CONFIG.dim))

@@ -90,6 +90,7 @@ def test_shapes(temporal, frames):
     assert jax.eval_shape(decode_raw, vae, latents) == whole
 
 
+@pytest.mark.slow
 def test_surplus_frames_are_dropped(vae):
     video = noise(1, 8, 8, 8, 3)
     np.testing.assert_array_equal(encode(vae, video), encode(vae, video[:, :5]))
@@ -177,6 +178,7 @@ def test_public_decode_is_clamped(vae):
     assert jnp.abs(decode(vae, latents)).max() == 1
 
 
+@pytest.mark.slow
 def test_longer_videos_need_no_more_memory(vae):
     def temporary(t):
         latents = jax.ShapeDtypeStruct((1, t, 4, 4, 3), jnp.float32)
@@ -202,6 +204,7 @@ def test_normalisation():
     np.testing.assert_allclose(decode(scaled, other_mean), decode(plain, mean), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_parameter_learns(vae):
     graph, state = nnx.split(vae)
     video = jnp.asarray(noise(1, 9, 8, 8, 3))
@@ -224,6 +227,7 @@ def test_gradient_of_black_is_finite(vae):
     assert jnp.isfinite(jax.jit(jax.grad(lambda z: vae.decode_raw(z).sum()))(zeros)).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_runs_close_to_float32(vae):
     low = nnx.merge(
         nnx.graphdef(vae), jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(vae))
