@@ -15,6 +15,7 @@ from tt_jax import cache, pipeline, records, verify
 from tt_jax.checkpoint import ModelError
 from tt_jax.pipeline import NonFiniteError
 from tt_jax.plots import drift, style
+from tt_jax.scenes import Change
 
 # Every chunk from the fourth on triggers.
 EAGER = tt_jax.TokenTrim(p=0.2, lam=-100.0)
@@ -160,6 +161,11 @@ def test_a_script_of_prompts(pipe, video):
     assert (module._rollout._cache_size(), pipeline._decode._cache_size()) == before
 
 
+def stopped():
+    """A video's state of which only that there is one is looked at."""
+    return object.__new__(tt_jax.VideoState)
+
+
 def test_what_a_script_does_to_the_cache_is_the_policys_unless_it_says(pipe, monkeypatch):
     planned = []
 
@@ -175,6 +181,15 @@ def test_what_a_script_does_to_the_cache_is_the_policys_unless_it_says(pipe, mon
     for changes, how in zip(planned, ("flush", "recache"), strict=True):
         said = {chunk: (change.how, change.words) for chunk, (change, _) in changes.items()}
         assert said == {3: (how, (PROMPT, "a star")), 4: ("none", ())}
+    # Rolling Forcing's text changes where a chunk enters its window; what it makes again, it can't.
+    rolling = tt_jax.RollingForcing()
+    pipe.stream([(0, PROMPT), (2, PROMPT)], seconds=4, strategy=rolling)
+    assert {chunk: change.how for chunk, (change, _) in planned[-1].items()} == {3: "none"}
+    changes, borders = (Change(0, PROMPT), Change(2, PROMPT)), [0, 1.5, 2.25, 4]
+    with pytest.raises(
+        ValueError, match=r"RollingForcing makes the last chunks .* give one prompt"
+    ):
+        pipeline._changes(changes, [embedded] * 2, rolling, borders, state=stopped())
     # Of a video that begins with given frames, chunks begin later.
     initial = np.zeros((17, 32, 32, 3), np.uint8)
     pipe.stream([(0, PROMPT), (2.6, PROMPT)], seconds=4, initial=initial)
