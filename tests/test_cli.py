@@ -103,6 +103,7 @@ def test_generate(run, tiny_model):
     np.testing.assert_allclose(again.rollout.severity[0, 1:], severity, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_compare_of_many_caches(run):
     caches = ("window", "infinity-rope:frames=5", "mem-rope")
     given = [f"--cache={policy}" for policy in caches]

@@ -13,7 +13,7 @@ import pytest
 from tt_jax import TokenTrim, pipeline
 from tt_jax.cli import main as cli
 from tt_jax.errors import ModelError
-from tt_jax.lab import compare, estimate, make, report, run, spec, stats, store
+from tt_jax.lab import compare, estimate, make, pictures, report, run, spec, stats, store
 from tt_jax.lab.cost import Cost
 from tt_jax.lab.experiment import _load
 from tt_jax.lab.make import Made
@@ -352,6 +352,12 @@ def test_report(finished, tmp_path, capsys):
     assert "precision" not in clean
     assert "| precision of the tokens dropped |  | 0.500 [0.500, 0.500] |" in planted
     assert "nan" not in text
+
+
+def test_many_arms_are_told_apart():
+    looks = pictures.styles([str(arm) for arm in range(24)])
+    assert len(set(looks.values())) == len(looks) == 24
+    assert {look.dashes for look in list(looks.values())[:9]} == {"-"}
 
 
 def test_a_difference_is_bold_where_its_interval_leaves_zero_out():

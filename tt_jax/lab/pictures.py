@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -21,18 +22,32 @@ PANELS = (
 )  # fmt: skip
 COLUMNS = 3
 DRAWS = 1_000  # resamples for a band
+AGAIN = (("-", "o"), ("--", "s"), (":", "D"))  # dashes and markers, the first time and later
 GREY = 0.1  # a colour whose channels differ less would be taken for the first arm's
 
 DRIFT = Measure("histogram drift: end", at_end("histogram_drift"))
 MOTION = Measure("motion, % of the height a second", over_all("motion"))
 
 
-def styles(arms: list[str]) -> dict[str, tuple[ColorType, float]]:
-    """Colour and width of each arm's lines; the first is grey and wide, to show below others."""
+class Style(NamedTuple):
+    """How an arm is drawn: its line's colour, width and dashes, and its marker."""
+
+    colour: ColorType
+    width: float
+    dashes: str
+    marker: str
+
+
+def styles(arms: list[str]) -> dict[str, Style]:
+    """A style for each arm; the first is grey and wide, to show below others, and where there are
+    more arms than colours, colours come again with other dashes and markers."""
     colours = [to_rgb(colour) for colour in matplotlib.color_sequences["petroff10"]]
     sequence: list[ColorType] = [c for c in colours if max(c) - min(c) > GREY]
-    others = {arm: (sequence[i % len(sequence)], 1.5) for i, arm in enumerate(arms[1:])}
-    return {arms[0]: (plots.RUNS[0][0], 3.5)} | others
+    found = {arms[0]: Style(plots.RUNS[0][0], 3.5, *AGAIN[0])}
+    for i, arm in enumerate(arms[1:]):
+        again = AGAIN[i // len(sequence) % len(AGAIN)]
+        found[arm] = Style(sequence[i % len(sequence)], 1.5, *again)
+    return found
 
 
 def drift(comparison: Comparison) -> Figure:
@@ -43,14 +58,16 @@ def drift(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(11, 2.4 * rows + 0.9), dpi=100, layout="constrained")
     grid = list(figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).flat)
     for axes, name in zip(grid, shown, strict=False):
-        for arm, (colour, width) in styles(arms).items():
+        for arm, look in styles(arms).items():
             curve = comparison.curve(arm, name)
             if curve is None:
                 continue
             band = bootstrap(curve, DRAWS)
             middle = np.arange(curve.shape[1]) + 0.5
-            axes.plot(middle, band.mean, color=colour, lw=width, label=arm)
-            axes.fill_between(middle, band.low, band.high, color=colour, alpha=0.13, lw=0)
+            axes.plot(
+                middle, band.mean, color=look.colour, lw=look.width, ls=look.dashes, label=arm
+            )
+            axes.fill_between(middle, band.low, band.high, color=look.colour, alpha=0.13, lw=0)
         if comparison.stress.plant is not None:
             axes.axvline(comparison.stress.plant.second, color=plots.ABNORMAL, lw=1, ls=":")
         axes.set_title(CURVES[name][0], size=9.5, loc="left", color=style.INK)
@@ -61,7 +78,7 @@ def drift(comparison: Comparison) -> Figure:
     handles, names = figure.axes[0].get_legend_handles_labels()
     title = f"{comparison.study.name} · {comparison.host} · {comparison.stress.name}"
     figure.legend(
-        handles, names, loc="outside upper left", ncols=min(6, len(names)), frameon=False,
+        handles, names, loc="outside upper left", ncols=_columns(names, 11), frameon=False,
         fontsize=9, labelcolor=style.INK, title=title, alignment="left",
     )  # fmt: skip
     return figure
@@ -71,15 +88,16 @@ def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) ->
     """Each arm's drift against its motion and its wall time, with 95 % intervals over prompts."""
     figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for arm, (colour, width) in styles(list(comparison.videos)).items():
+    for arm, look in styles(list(comparison.videos)).items():
         drifts = bootstrap(comparison.values(arm, DRIFT))
         motion = bootstrap(comparison.values(arm, MOTION))
         taken = np.asarray(times[arm])
         time = Interval(taken, taken, taken, motion.count, motion.count)
         for axes, across in ((left, motion), (right, time)):
             axes.errorbar(
-                across.mean, drifts.mean, xerr=_arms(across), yerr=_arms(drifts), color=colour,
-                marker="o", ms=4 + 2 * width, lw=width, label=arm,
+                across.mean, drifts.mean, xerr=_arms(across), yerr=_arms(drifts),
+                color=look.colour, marker=look.marker, ms=4 + 2 * look.width, lw=look.width,
+                label=arm,
             )  # fmt: skip
     left.set_ylabel(DRIFT.title, size=9, color=style.INK)
     left.set_xlabel(MOTION.title, size=9, color=style.INK)
@@ -88,10 +106,17 @@ def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) ->
         _plain(axes)
     title = f"{comparison.study.name} · {comparison.host} · {comparison.stress.name}"
     figure.legend(
-        *left.get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False,
+        *left.get_legend_handles_labels(), loc="outside upper left",
+        ncols=_columns(list(comparison.videos), 9), frameon=False,
         fontsize=8, labelcolor=style.INK, title=title, alignment="left",
     )  # fmt: skip
     return figure
+
+
+def _columns(names: list[str], width: float) -> int:
+    """Columns of a legend that is no wider than so many inches."""
+    each = 0.6 + 0.075 * max(map(len, names))
+    return max(1, min(6, len(names), int(width / each)))
 
 
 def _arms(interval: Interval) -> np.ndarray:
