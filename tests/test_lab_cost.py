@@ -1,10 +1,14 @@
 """What a chunk costs by its shapes."""
 
+import dataclasses
+
 import jax.numpy as jnp
+import pytest
 from models import TINY
 
 from tt_jax import RollingForcing, SelfForcing, cache
 from tt_jax.lab.cost import chunk_cost
+from tt_jax.strategies.presets import preset
 
 
 def test_bytes_of_the_cache():
@@ -29,3 +33,11 @@ def test_operations_of_a_chunk():
     long = chunk_cost(SelfForcing(cache=cache.InfinityRope(9)), TINY, jnp.float32)
     assert short.operations < long.operations and short.cache < long.cache
     assert chunk_cost(RollingForcing(), TINY, jnp.float32).operations > long.operations
+
+
+@pytest.mark.parametrize("name", ["self-forcing+tokentrim", "rolling-forcing+tokentrim"])
+def test_guidance_costs_more(name):
+    guided = preset(name, TINY.rollout).strategy
+    plain = dataclasses.replace(guided, guidance=None)
+    more, less = (chunk_cost(one, TINY, jnp.float32) for one in (guided, plain))
+    assert more.operations > less.operations and more.cache == less.cache

@@ -1,6 +1,7 @@
 """What a chunk of one video costs by its shapes alone: bytes of its cache, operations."""
 
 import dataclasses
+import functools
 
 import jax
 from flax import nnx
@@ -27,6 +28,7 @@ class Cost:
     operations: int
 
 
+@functools.cache
 def chunk_cost(strategy: Strategy, config: ModelConfig, dtype: DTypeLike) -> Cost:
     """Counts from shapes what a chunk costs.
 
