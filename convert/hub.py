@@ -8,28 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoints import BIDIRECTIONAL, CAUSAL
+from convert.known import KNOWN, Published
+from convert.lora import Wanted
 from convert.model import convert
 from convert.network import reason
 from convert.plan import Request, existing
 from convert.problems import BadInput
 from convert.sources import Origin
 from tt_jax.checkpoint import PARTS
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """Files of a repository.
-
-    Attributes:
-        repository: Its name.
-        files: For each part of a model, patterns of the files' names.
-        kind: What its transformer was trained to do.
-    """
-
-    repository: str
-    files: Mapping[str, tuple[str, ...]]
-    kind: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,41 +37,21 @@ class Listing:
     cached: Path | None = None
 
 
-TOKENIZER = "google/umt5-xxl/spiece.model"
-SETTINGS = "config.json"
-WAN = {
-    "dit": ("diffusion_pytorch_model*.safetensors*", SETTINGS),
-    "vae": ("Wan2.1_VAE.pth",),
-    "text": ("models_t5_umt5-xxl-enc-bf16.pth", TOKENIZER),
-}
-WAN_1_3B = Published("Wan-AI/Wan2.1-T2V-1.3B", WAN, BIDIRECTIONAL)
-# A generator is a transformer alone: its other parts are those of the model it was made from.
-KNOWN = {
-    "wan2.1-1.3b": (WAN_1_3B,),
-    "wan2.1-14b": (Published("Wan-AI/Wan2.1-T2V-14B", WAN, BIDIRECTIONAL),),
-    "self-forcing": (
-        Published("gdhe17/Self-Forcing", {"dit": ("checkpoints/self_forcing_dmd.pt",)}, CAUSAL),
-        WAN_1_3B,
-    ),
-    "rolling-forcing": (
-        Published("TencentARC/RollingForcing", {"dit": ("*.pt",)}, CAUSAL),
-        WAN_1_3B,
-    ),
-}
+SETTINGS = "config.json"  # beside weights; not every repository has it
 
 
 def fetch(name: str, folder: Path, revision: str, say: Callable[[str], object]) -> list[str]:
     """Downloads a known model and converts it.
 
-    The first repository of `KNOWN` replaces its parts in `folder`; of the others come the parts
-    that are then missing. What was downloaded stays in the hub's cache, and an interrupted download
-    goes on where it stopped; without the hub, its cache is enough if everything is there. Licences
-    are said before anything is downloaded.
+    Its own parts replace those in `folder`; of its base come the parts that are then missing. What
+    was downloaded stays in the hub's cache, and an interrupted download goes on where it stopped;
+    without the hub, its cache is enough if everything is there. Licences are said before anything
+    is downloaded.
 
     Args:
         name: A key of `KNOWN`.
         folder: The model's folder.
-        revision: Of the first repository; a branch, tag or commit.
+        revision: Of its own repository; a branch, tag or commit.
         say: Told what is happening, in lines.
 
     Returns:
@@ -99,23 +65,33 @@ def fetch(name: str, folder: Path, revision: str, say: Callable[[str], object]) 
         import huggingface_hub
     except ImportError:
         raise BadInput(["fetch needs huggingface_hub: pip install 'tt-jax[convert]'."]) from None
-    main, *others = KNOWN[name]
-    there = set(existing(folder).parts)
+    known = KNOWN[name]
+    main, there = known.published, set(existing(folder).parts)
     wanted = [(main, revision, set(main.files))]
-    for other in others:
-        missing = set(PARTS) - set(main.files) - there
-        wanted += [(other, "main", missing)] if missing else []
+    if known.base is not None and (missing := set(PARTS) - set(main.files) - there):
+        wanted.append((KNOWN[known.base].published, "main", missing))
     _check_torch(wanted)
 
     listed = [_list(huggingface_hub, *one, say) for one in wanted]
     for listing in listed:
-        say(f"{listing.published.repository} at {listing.commit}: licence {listing.licence}")
+        one = next(one for one in KNOWN.values() if one.published is listing.published)
+        say(
+            f"{listing.published.repository} at {listing.commit}: licence {listing.licence}; known "
+            f"as {one.licence}"
+        )
     origins = {}
     for (_, asked, _), listing in zip(wanted, listed, strict=True):
         for path, sha256 in _download(huggingface_hub, listing, asked, say):
             origins[path] = Origin(listing.published.repository, listing.commit, sha256)
-    weights = [path for path in origins if path.name != SETTINGS]
-    return convert(weights, folder, Request(kind=main.kind), origins)
+    added = [p for p in origins if any(fnmatch.fnmatch(p.as_posix(), f"*/{x}") for x in main.lora)]
+    weights = [path for path in origins if path.name != SETTINGS and path not in added]
+    request = Request(
+        kind=known.kind if "dit" in main.files else None,
+        ema=False if known.ema is False else None,  # an average is taken wherever there is one
+        loras=tuple(map(Wanted, added)),
+        rollout=known.rollout,
+    )
+    return convert(weights, folder, request, origins)
 
 
 def _check_torch(wanted: Iterable[tuple[Published, str, set[str]]]) -> None:
@@ -124,7 +100,7 @@ def _check_torch(wanted: Iterable[tuple[Published, str, set[str]]]) -> None:
         pattern
         for published, _, parts in wanted
         for part in parts & set(published.files)
-        for pattern in published.files[part]
+        for pattern in _patterns(published, {part})
         if pattern.endswith((".pt", ".pth"))
     ]
     if pickled and importlib.util.find_spec("torch") is None:
@@ -133,12 +109,18 @@ def _check_torch(wanted: Iterable[tuple[Published, str, set[str]]]) -> None:
         )
 
 
+def _patterns(published: Published, parts: set[str]) -> list[str]:
+    """Of the files of these parts."""
+    patterns = [x for part in published.files if part in parts for x in published.files[part]]
+    return patterns + [x for x in published.lora if "dit" in parts]
+
+
 def _list(
     hub: Any, published: Published, revision: str, parts: set[str], say: Callable[[str], object]
 ) -> Listing:
     """What the hub says of a repository, or what its cache has. Raises BadInput, OSError."""
     name = published.repository
-    patterns = [x for part in published.files if part in parts for x in published.files[part]]
+    patterns = _patterns(published, parts)
     try:
         info = hub.HfApi().model_info(name, revision=revision, files_metadata=True)
         hashes = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings}
@@ -191,15 +173,10 @@ def _matching(
     files = {}
     for pattern in patterns:
         found = fnmatch.filter(hashes, pattern)
-        if not found and pattern != SETTINGS:
+        if not found and not pattern.endswith(SETTINGS):
             raise BadInput([f"{repository} has no {pattern}."])
-        if pattern == "*.pt" and len(found) > 1:
-            raise BadInput(
-                [
-                    f"{repository} has several generators, download and convert one of them: "
-                    f"{', '.join(found)}."
-                ]
-            )
+        if pattern.endswith(".*"):  # one of several formats
+            found = sorted(found, key=lambda file: not file.endswith(".safetensors"))[:1]
         files |= {file: hashes[file] for file in found}
     return files
 

@@ -221,6 +221,11 @@ def _report(plan: Plan) -> Iterator[str]:
                     f"dit: {lora.wanted.path} added {lora.wanted.scale:g} times to "
                     f"{len(lora.additions)} weights, of rank {' and '.join(map(str, lora.ranks))}"
                 )
+            rollout = plan.stored.rollout
+            if rollout.unknown:
+                yield f"not known of it: {', '.join(rollout.unknown)}; to be given when it is used"
+            if rollout.lacks:
+                yield f"trained with {rollout.lacks}, which isn't here"
             yield f"kind: {plan.stored.kind}" + (HINT if plan.stored.kind == UNKNOWN else "")
     if plan.tokenizer:
         weights = {file.path for c in plan.checkpoints for file in c.files}

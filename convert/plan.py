@@ -14,6 +14,7 @@ from convert.sizes import config_of, unfit
 from convert.sources import Tokenizer, open_sources
 from tt_jax.checkpoint import HELD, Stored, read_manifest, read_stored, shapes
 from tt_jax.errors import ModelError
+from tt_jax.models.configs import RolloutConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Request:
         text_len: Tokens of a text.
         kind: What the transformer was trained to do, see `tt_jax.checkpoint.KINDS`.
         loras: What is added to it.
+        rollout: How it was trained to be rolled out; as the folder says if None.
     """
 
     component: str = "all"
@@ -37,6 +39,7 @@ class Request:
     text_len: int | None = None
     kind: str | None = None
     loras: tuple[Wanted, ...] = ()
+    rollout: RolloutConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +109,8 @@ def make_plan(paths: Sequence[Path], folder: Path, request: Request, problems: l
         elif request.dtype is None:
             problems += _mixed(checkpoint, config)
     kind = request.kind or next((c.kind for c in found if c.part == "dit"), old.kind)
-    stored = dataclasses.replace(old, kind=kind, parts={**old.parts, **configs})
+    rollout = request.rollout or old.rollout
+    stored = dataclasses.replace(old, kind=kind, parts={**old.parts, **configs}, rollout=rollout)
     if request.kind and "dit" not in stored.parts:
         problems.append("--kind says what a transformer is, and there is none.")
     problems += _disagreements(stored, tokenizer)

@@ -10,7 +10,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from checkpoints import BY_NAME, SHALLOW, random_tensors, save, to_torch, tokenizer
+import numpy as np
+from checkpoints import (
+    BY_NAME,
+    NARROW,
+    SHALLOW,
+    diffusers_folder,
+    random_tensors,
+    save,
+    to_torch,
+    tokenizer,
+)
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 WAN = "Wan-AI/Wan2.1-T2V-1.3B"
@@ -125,9 +135,98 @@ def published(folder: Path) -> dict:
         ),
         "TencentARC/RollingForcing": (
             {"license": "other", "license_name": "academic-only"},
-            {"checkpoints/any_name.pt": pickled({"generator": generator})},
+            {"checkpoints/rolling_forcing_dmd.pt": pickled({"generator_ema": generator})},
         ),
     }
+
+
+def every_model(folder: Path) -> dict:
+    """The files of every row of the table of known models, in the names that its authors use."""
+    import torch
+
+    small = {**SHALLOW, "dit": DIT}
+    native, diffusers = (BY_NAME["dit", name] for name in ("native", "diffusers"))
+
+    def pickled(**tensors) -> bytes:
+        torch.save(tensors, folder / "x.pt")
+        return (folder / "x.pt").read_bytes()
+
+    def dit(seed: int, before="model.", layout=native):
+        tensors = random_tensors(layout, DIT, seed=seed)
+        return to_torch({f"{before}{name}": x for name, x in tensors.items()})
+
+    def part(name: str, layout="native", seed=0) -> dict:
+        return random_tensors(BY_NAME[name, layout], small[name], seed=seed)
+
+    def lora() -> dict:
+        rng = np.random.default_rng(0)
+        name = "base_model.model.blocks.0.self_attn.q.lora_{}.weight"
+        return to_torch({name.format(x): rng.normal(size=s).astype("f4")
+                         for x, s in (("A", (4, DIT.dim)), ("B", (DIT.dim, 4)))})  # fmt: skip
+
+    def plain(tensors) -> bytes:
+        return save(folder / "x.safetensors", tensors).read_bytes()
+
+    generator, average = dit(1), dit(2, "model._fsdp_wrapped_module.")
+    both = pickled(generator=generator, generator_ema=average, critic=dit(3))
+    wan = {
+        "config.json": json.dumps({"_class_name": "WanModel", "num_heads": 1}).encode(),
+        "diffusion_pytorch_model.safetensors": plain(part("dit")),
+        "Wan2.1_VAE.pth": pickled(**to_torch(part("vae"))),
+        "models_t5_umt5-xxl-enc-bf16.pth": pickled(**to_torch(part("text"))),
+        "google/umt5-xxl/spiece.model": tokenizer(),
+    }
+    whole = folder / "whole"
+    diffusers_folder(whole, configs=small)
+    tiny = random_tensors(BY_NAME["tiny_vae", "native"], NARROW["tiny_vae"])
+    files = {
+        WAN: wan,
+        "Wan-AI/Wan2.1-T2V-14B": wan,
+        "gdhe17/Self-Forcing": {
+            "checkpoints/self_forcing_dmd.pt": both,
+            "checkpoints/self_forcing_sid.pt": both,
+            "checkpoints/ode_init.pt": pickled(generator=generator),
+        },
+        "TencentARC/RollingForcing": {
+            "checkpoints/rolling_forcing_dmd.pt": pickled(generator_ema=average)
+        },
+        "Efficient-Large-Model/LongLive-1.3B": {
+            "models/longlive_base.pt": pickled(generator=generator),
+            "models/lora.pt": pickled(generator_lora=lora()),
+        },
+        "zhuhz22/Causal-Forcing": {
+            "chunkwise/causal_forcing.pt": both,
+            "framewise/causal_forcing.pt": both,
+            "causal-forcing++/framewise-2step.pt": pickled(generator_ema=average),
+            "causal-forcing++/framewise-1step.pt": pickled(generator_ema=average),
+        },
+        "JaydenLu666/Reward-Forcing-T2V-1.3B": {
+            "rewardforcing.pt": pickled(generator=generator, generator_ema=average)
+        },
+        "SOTAMak1r/Infinite-Forcing": {"ema_model.pt": pickled(generator_ema=average)},
+        "KlingTeam/MemFlow": {
+            "base.pt": pickled(model=generator),
+            "lora.pt": pickled(**lora()),
+        },
+        "krea/krea-realtime-video": {
+            "krea-realtime-video-14b.safetensors": plain(part("dit", seed=1))
+        },
+        "SJTU-DENG-Lab/WaveForcing-T2V-1.3B-5step-Preview": {
+            "model.safetensors": plain(random_tensors(diffusers, DIT, seed=1))
+        },
+        "wlsaidhi/SFWan2.1-T2V-1.3B-Diffusers": {
+            path.relative_to(whole).as_posix(): path.read_bytes()
+            for path in whole.rglob("*")
+            if path.is_file()
+        },
+        "tianweiy/CausVid": {"autoregressive_checkpoint/model.pt": pickled(generator=generator)},
+        "lightx2v/Autoencoders": {
+            "taew2_1.safetensors": plain(tiny),
+            "taew2_1.pth": pickled(**to_torch(tiny)),
+            "lighttaew2_1.pth": pickled(**to_torch(tiny)),
+        },
+    }
+    return {name: ({"license": "apache-2.0"}, content) for name, content in files.items()}
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 import tt_jax
-from convert import hub
+from convert import known
 from tt_jax import cache, pipeline, records
 from tt_jax.cli import main as cli
 from tt_jax.cli import options, output, progress
@@ -471,7 +471,7 @@ def test_names_and_defaults_are_the_libraries():
     assert tuple(POLICIES) == options.POLICIES
     assert sorted(options.PRESETS) == sorted(NAMES)
     assert sorted(options.MODELS) == sorted(CONFIGS)
-    assert sorted(options.FETCHED) == sorted(hub.KNOWN)
+    assert sorted(options.FETCHED) == sorted(known.KNOWN)
     trim = dataclasses.asdict(tt_jax.TokenTrim())
     switches = {"resample_noise": False, "prune_sink": False}
     assert options.TRIM | switches == trim

@@ -59,7 +59,7 @@ def test_generator_with_the_parts_it_lacks(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "academic-only" in done.stderr
     part = read_manifest(tmp_path / "model")["parts"]["dit"]
-    assert part["files"][0]["revision"] == COMMITS["v1"] and part["generator"] == "generator"
+    assert part["files"][0]["revision"] == COMMITS["v1"] and part["generator"] == "generator_ema"
     assert not any(WAN in path for _, path, _ in hub.requests)
 
     # random weights: everything is right but what the VAE makes of the test card

@@ -49,6 +49,7 @@ EMBEDDED = {
 }
 BATCH = 256 << 20  # bytes of arrays that are written or read at once
 ROLLOUT_VERSION = 1  # of the entry `rollout` in config.json
+COMMON, RARE = RolloutConfig(), ("strategy", "cache", "unknown", "lacks")
 # What a transformer was trained to do: only a causal generator can be rolled out.
 KINDS = ("bidirectional", "causal generator", "unknown")
 LARGEST = 1 << 20  # of any size in a `config.json`
@@ -105,7 +106,10 @@ def write_stored(folder: Path, stored: Stored) -> None:
         stored: What to write.
     """
     parts = {name: dataclasses.asdict(c) for name, c in stored.parts.items()}
-    rollout = {"version": ROLLOUT_VERSION} | dataclasses.asdict(stored.rollout)
+    entries = dataclasses.asdict(stored.rollout).items()
+    # What most models don't have isn't written: folders stay as earlier versions read them.
+    rollout = {name: x for name, x in entries if name not in RARE or x != getattr(COMMON, name)}
+    rollout = {"version": ROLLOUT_VERSION, **rollout}
     about = {"size": stored.size, "rollout": rollout}
     about |= {"shared": stored.shared} if stored.shared else {}
     text = json.dumps({"kind": stored.kind, **dict.fromkeys(PARTS), **parts, **about}, indent=2)
@@ -202,6 +206,8 @@ def _value(name: str, value: Any, wanted: Any, least: int = 1) -> Any:
         if not value:
             raise ValueError(f"{name} is empty")
         return tuple(_value(name, item, inner) for item in value)
+    if wanted is str and type(value) is str:
+        return value
     if wanted is int and type(value) is int and least <= value <= LARGEST:
         return value
     if wanted is float and type(value) in (int, float) and math.isfinite(value):

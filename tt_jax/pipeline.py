@@ -38,7 +38,7 @@ from tt_jax.nn.layers import wide
 from tt_jax.prompts import check_prompts, encode_text
 from tt_jax.scenes import Change, Changes, first_chunks, read_script
 from tt_jax.sharding import sharding
-from tt_jax.strategies.self_forcing import SelfForcing
+from tt_jax.strategies.presets import own
 from tt_jax.strategies.state import State, random_key
 from tt_jax.strategies.switch import Switch, way
 from tt_jax.trim.tokentrim import TokenTrim
@@ -224,12 +224,17 @@ class Pipeline:
     config: ModelConfig
     kind: str
 
-    def strategy(self, **settings: Any) -> SelfForcing:
-        """Self Forcing as the model was trained for it (`config.rollout`), but for `settings`."""
-        own = vars(self.config.rollout)
-        if settings.get("cache") is not None:  # it has a window of its own
-            own = {name: own[name] for name in ("steps", "shift", "chunk")}
-        return SelfForcing(**own | settings)
+    def strategy(self, **settings: Any) -> Strategy:
+        """The strategy as the model was trained for it (`config.rollout`), but for some settings.
+
+        Args:
+            settings: of `SelfForcing`, or of `RollingForcing` if that is the model's. A window or
+                sink takes the place of the model's cache policy, and a cache policy theirs.
+
+        Raises:
+            ValueError: nobody says of the model what isn't given either, or the settings can't be.
+        """
+        return own(self.config.rollout, **settings)
 
     def _check_vae(self) -> None:
         if self.vae is None:
@@ -579,6 +584,12 @@ def load(
         tokenizer = load_tokenizer(folder, config.text.text_len)
     dtype = default_dtype() if dtype is None else dtype
     places = None if mesh is None else sharding(mesh)
+    if config.rollout.lacks is not None:
+        warnings.warn(
+            f"the model was trained with {config.rollout.lacks}, which isn't here: without it its "
+            "videos are worse.",
+            stacklevel=2,
+        )
     parts: dict[str, Any] = dict.fromkeys(PARTS)
     stored = read_stored(folder).parts
     wanted = {"dit": "dit", "vae": VAES[vae], **({"text": "text"} if text else {})}

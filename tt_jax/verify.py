@@ -203,7 +203,8 @@ def try_dit(folder: Path, stored: Stored) -> Row:
     dit = load_part(folder, "dit", config, jnp.bfloat16)
     text = jnp.zeros((1, config.text_len, config.text_dim), jnp.bfloat16)
     grid = (8 * config.patch, 8 * config.patch)
-    strategy = SelfForcing(**vars(stored.rollout))
+    own = stored.rollout  # a window makes no difference to the first chunk
+    strategy = SelfForcing(steps=own.steps, shift=own.shift, chunk=own.chunk)
     out = rollout(dit, text, jax.random.key(0), chunks=1, grid=grid, strategy=strategy)
     latents = np.asarray(wide(out.latents))
     mean, spread = float(latents.mean()), float(latents.std())

@@ -35,9 +35,29 @@ CACHES = (
     "tether-cache",
     "fade-mem",
 )
+UNWARPED = "none"  # a --shift for levels as they stand
 VAES = ("full", "tiny")
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "shapes")
-FETCHED = ("self-forcing", "rolling-forcing", "wan2.1-1.3b", "wan2.1-14b")
+FETCHED = (
+    "self-forcing",
+    "self-forcing-sid",
+    "rolling-forcing",
+    "longlive",
+    "causal-forcing",
+    "causal-forcing-framewise",
+    "causal-forcing-2step",
+    "causal-forcing-1step",
+    "reward-forcing",
+    "infinite-forcing",
+    "memflow",
+    "krea-realtime-14b",
+    "wave-forcing",
+    "fastvideo-sfwan",
+    "causvid",
+    "wan2.1-1.3b",
+    "wan2.1-14b",
+    "taew2_1",
+)
 # TokenTrim's own, but for switches; a preset may have others.
 TRIM = {
     "p": 0.1, "lam": 2.0, "warmup": 2, "retries": 1, "when": "final", "select": "top",
@@ -90,6 +110,13 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> No
         + ("; given several times, each is compared" if several else ""),
     )  # fmt: skip
     parser.add_argument(
+        "--steps", type=steps, help="like 1000,750,500,250 (default: the model's own)"
+    )
+    parser.add_argument(
+        "--shift", type=shift,
+        help="what warps the steps into noise levels, or 'none' (default: the model's own)",
+    )  # fmt: skip
+    parser.add_argument(
         "--vae", choices=VAES, default="full",
         help="what decodes: the model's VAE, or a tiny one, much faster and less exact",
     )  # fmt: skip
@@ -135,6 +162,16 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"at least 1 is needed, not {text}")
     return int(text)
+
+
+def steps(text: str) -> tuple[int, ...]:
+    """Type of --steps."""
+    return tuple(int(step) for step in text.split(","))
+
+
+def shift(text: str) -> float | str:
+    """Type of --shift."""
+    return UNWARPED if text == UNWARPED else finite(text)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """`tt-jax plan`: memory and roofline of a model on a machine that isn't here."""
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +37,6 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
     from tt_jax.pipeline import check_size, frame_count
     from tt_jax.planning import compiler, fit
     from tt_jax.strategies.presets import preset
-    from tt_jax.strategies.self_forcing import SelfForcing
 
     known = CONFIGS.get(args.model)
     if known is None:
@@ -47,11 +45,11 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
         config = with_tiny_vae(known) if args.vae == "tiny" else known
     size = args.size or config.size
     check_size(config, size)
-    strategy, trim = preset(args.preset or "self-forcing+tokentrim-no-flowmo", config.rollout)
-    if args.window is not None:
-        if not isinstance(strategy, SelfForcing):
-            raise ValueError("Rolling Forcing has a window of its own: leave --window out.")
-        strategy = dataclasses.replace(strategy, window=args.window)
+    name = args.preset or f"{config.rollout.strategy}+tokentrim-no-flowmo"
+    settings = {} if args.window is None else {"window": args.window}
+    if settings and name.startswith("rolling-forcing"):
+        raise ValueError("Rolling Forcing has a window of its own: leave --window out.")
+    strategy, trim = preset(name, config.rollout, **settings)
     frames = frame_count(args.seconds)
     asked = fit.Request(config, there, strategy, trim, size, frames, args.batch)
     strategy.check(asked.chunks, trim, 0)
@@ -65,7 +63,8 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
         spent = None if there.topology is None else time.perf_counter() - started
         videos = "" if args.batch == 1 else f"{args.batch} videos of "
         print(f"{args.model} on {args.device}, {videos}{args.seconds:g} s of {size[1]}x{size[0]}")
-        print(f"{args.preset or f'Self Forcing, window {strategy.slots + strategy.chunk}'}")
+        own = f"{config.rollout.strategy}, window {strategy.slots + strategy.chunk}"
+        print(args.preset or own)
         print(*fit.table(asked, need, spent), sep="\n")
         if need.device <= there.memory:
             return 0

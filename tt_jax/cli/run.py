@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from tt_jax import cache, pipeline, records
 from tt_jax.checkpoint import default_dtype, find, read_config
 from tt_jax.cli.console import say
-from tt_jax.cli.options import PLAIN, TRIMMED
+from tt_jax.cli.options import PLAIN, TRIMMED, UNWARPED
 from tt_jax.cli.output import Output, plan
 from tt_jax.cli.progress import Tally, count, watch
 from tt_jax.media.read import read_clip
@@ -29,7 +29,6 @@ from tt_jax.plots import grid, style
 from tt_jax.prompts import check_prompts, encode_prompts
 from tt_jax.scenes import Changes, read_file, read_script
 from tt_jax.strategies.presets import Preset, preset
-from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim.tokentrim import TokenTrim
 
@@ -49,24 +48,24 @@ def configuration(
 
     policy: of the cache. model: how the model is rolled out. Raises ValueError.
     """
-    base = {PLAIN: "self-forcing", TRIMMED: "self-forcing+tokentrim-no-flowmo"}
-    strategy, trim = preset(base.get(name, name), model)
+    base = {PLAIN: model.strategy, TRIMMED: f"{model.strategy}+tokentrim-no-flowmo"}
+    name = base.get(name, name)
     spans = given(args, ["window", "sink"])
-    if (spans or policy) and isinstance(strategy, RollingForcing):
+    if (spans or policy) and name.startswith("rolling-forcing"):
         raise ValueError(
             "Rolling Forcing has a window and an anchor of its own: give neither, and no cache."
         )
     if spans and policy:
         raise ValueError("a cache policy has a window and sinks of its own: give either.")
     if policy:
-        kept = cache.parse(policy, model.window)
-        spans = {"window": SelfForcing.window, "sink": SelfForcing.sink, "cache": kept}
+        spans = {"cache": cache.parse(policy, model.window)}
+    levels = given(args, ["steps", "shift"])
+    if levels.get("shift") == UNWARPED:
+        levels["shift"] = None
+    strategy, trim = preset(name, model, **levels, **spans)
     acts = trim.retries > 0
     trim = dataclasses.replace(trim, **given(args, trim_options()))
-    return Preset(
-        dataclasses.replace(strategy, **spans),
-        trim if acts else dataclasses.replace(trim, retries=0),
-    )
+    return Preset(strategy, trim if acts else dataclasses.replace(trim, retries=0))
 
 
 def trim_options() -> list[str]:

@@ -7,6 +7,8 @@ from tt_jax.models.text import TextConfig
 from tt_jax.models.tiny_vae import TinyVAEConfig
 from tt_jax.models.vae import VAEConfig
 
+STRATEGIES = ("self-forcing", "rolling-forcing")
+ASKED = ("steps", "shift", "window", "sink")  # what may be unknown of a model
 FPS = 16  # frames a second of every model's videos
 
 
@@ -21,6 +23,13 @@ class RolloutConfig:
         chunk: latent frames of a chunk.
         window: latent frames that attention spans.
         sink: frames at the video's start that stay in it.
+        strategy: "self-forcing", or "rolling-forcing", which has no window or sink of its own.
+        cache: the cache policy, as `tt_jax.cache.parse` reads it; None for window and sink alone.
+        unknown: which of these nobody says of the model: they are asked for.
+        lacks: what it was trained with and isn't here, in words.
+
+    Raises:
+        ValueError: there is no such strategy, or nothing of such a name to be unknown.
     """
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -28,6 +37,16 @@ class RolloutConfig:
     chunk: int = 3
     window: int = 21
     sink: int = 0
+    strategy: str = "self-forcing"
+    cache: str | None = None
+    unknown: tuple[str, ...] = ()
+    lacks: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"there is no strategy {self.strategy!r}.")
+        if wrong := set(self.unknown) - set(ASKED):
+            raise ValueError(f"{min(wrong)!r} can't be unknown, only {', '.join(ASKED)}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,7 +158,7 @@ def remedies(asked: Request, scale: float) -> Iterator[str]:
         return max(scale * need.generating, need.text) <= changed.machine.memory
 
     strategy, chunk = asked.strategy, asked.strategy.chunk
-    if isinstance(strategy, SelfForcing):
+    if isinstance(strategy, SelfForcing) and strategy.cache is None:
         for window in range(strategy.window - chunk, strategy.sink + 2 * chunk - 1, -chunk):
             if fits(strategy=dataclasses.replace(strategy, window=window)):
                 yield f"--window {window}"

@@ -24,8 +24,8 @@ from tt_jax.shapes.training.reading import answers, reading_loss
 from tt_jax.shapes.training.recipe import Recipe
 from tt_jax.shapes.training.scenes import Scenes, render, sample
 from tt_jax.shapes.world import FPS, SIDE
+from tt_jax.strategies.presets import own
 from tt_jax.strategies.schedule import time_sinusoid, warp
-from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim.tokentrim import TokenTrim
 
 LATE = 8 * FPS  # frames within which clips that don't begin with the video begin
@@ -295,7 +295,7 @@ def _windows(maker, params, scenes, latents, keys) -> Array:
 def own_past(maker: Maker, pool: Pool) -> Callable[[Params, Key[Array, ""]], Pool]:
     """The pool with the model's own rollouts as the past, each from its caption alone."""
     chunk, (height, width) = maker.config.rollout.chunk, pool.latents.shape[2:4]
-    strategy = SelfForcing(**vars(maker.config.rollout))
+    strategy = own(maker.config.rollout)
 
     def make(params: Params, key: Key[Array, ""]) -> Pool:
         dit, encoder = maker.models(params)
