@@ -208,7 +208,7 @@ def flow(maker, params, scenes, past, latents, keys, chunk=3) -> tuple[Array, di
         jnp.asarray(time_sinusoid(levels)), **sizes,
     )  # fmt: skip
     # Of latents, not of the flow, whose target grows with what there is to mend.
-    followed = weight[:own] * ends / levels[:, None, None]
+    followed = weight[None, :own] * ends / levels[:, None, None]
     total = (jnp.mean(weight[own:] * error) + jnp.mean(followed)) / 2
     return total, {"noise": figure, "end": jnp.mean(ends[-1])}
 
