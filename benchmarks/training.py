@@ -17,6 +17,7 @@ import tt_jax
 from benchmarks._timing import interleaved, spread
 from tt_jax.checkpoint import find
 from tt_jax.models.tokenizer import Tokenizer
+from tt_jax.models.vae import VAE
 from tt_jax.planning.operations import cost
 from tt_jax.shapes.training import stages
 from tt_jax.shapes.training.captions import read_grammar
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> None:
     maker = stages.Maker(pipe.config, recipe, read_grammar(tokenizer), graphs, dtype)
     chunk = pipe.config.rollout.chunk
     key = jax.random.key(0)
+    assert isinstance(pipe.vae, VAE)
     first, longer = (
         stages.encode_pool(pipe.vae, recipe, count, chunks, key, late=False)
         for count, chunks in ((options.openings, 1), (options.clips, recipe.clip_chunks))

@@ -123,10 +123,13 @@ def _open_loras(
 ) -> tuple[Lora, ...]:
     """The LoRAs; what is wrong with them is appended to `problems`."""
     transformer = next((checkpoint for checkpoint in found if checkpoint.part == "dit"), None)
-    if wanted and transformer is None:
+    if not wanted:
+        return ()
+    if transformer is None:
         problems.append("--lora adds to a transformer, and there is none among the sources.")
+        return ()
     opened = []
-    for one in wanted if transformer else ():
+    for one in wanted:
         try:
             opened.append(open_lora(one, transformer))
         except BadInput as error:

@@ -243,16 +243,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def write_config(folder: Path, config: ModelConfig, kind: str) -> None:
+def write_config(folder: Path, config: ModelConfig, kind: str, shared: str | None = None) -> None:
     """Writes the `config.json` of a whole model.
 
     Args:
         folder: The model's folder.
         config: Sizes of all parts.
         kind: What the transformer was trained to do, one of `KINDS`.
+        shared: Another folder, seen from this one, that holds what this one lacks.
     """
     parts = {name: getattr(config, name) for name in PARTS}
-    write_stored(folder, Stored(kind, parts, config.size, config.rollout))
+    write_stored(folder, Stored(kind, parts, config.size, config.rollout, shared))
 
 
 def read_config(

@@ -109,8 +109,9 @@ def train(
     params = run("pictures", params, stages.pictures(maker), openings)
     young = run("clips", params, stages.clips(maker), pools)
     best = young | run("rollouts", {"dit": young["dit"]}, stages.drilled(maker, young["text"]), own)
-    for name, found in (("young", young), ("model", best)):
-        _export(folder / name, config, tokenizer_of(folder), {"vae": coder, **found})
+    tokenizer_file = tokenizer_of(folder)
+    _export(folder / "model", config, {"vae": coder, **best}, tokenizer_file)
+    _export(folder / "young", config, {"dit": young["dit"]}, shared="../model")
     return folder / "model"
 
 
@@ -155,8 +156,9 @@ def _normalised(vae: Any, config: ModelConfig, recipe: Recipe, folder: Path) -> 
         latents = pool.latents.astype(jnp.float32)
         mean, std = (np.asarray(f(latents, axis=(0, 1, 2, 3))) for f in (jnp.mean, jnp.std))
         # The VAE's own numbers are what it was loaded with.
-        mean = mean * np.array(config.vae.std) + np.array(config.vae.mean)
-        std = std * np.array(config.vae.std)
+        old = vae.config
+        mean = mean * np.array(old.std) + np.array(old.mean)
+        std = std * np.array(old.std)
         with atomic(path) as aside, aside.open("wb") as file:
             np.savez(file, mean=mean, std=std)
     stored = np.load(path)
@@ -164,13 +166,23 @@ def _normalised(vae: Any, config: ModelConfig, recipe: Recipe, folder: Path) -> 
     return dataclasses.replace(config, vae=dataclasses.replace(config.vae, **numbers))
 
 
-def _export(out: Path, config: ModelConfig, tokenizer: Path, params: Params) -> None:
-    """Writes a model's folder, in bfloat16, that `tt_jax.load` takes."""
+def _export(
+    out: Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Path | None = None,
+    shared: str | None = None,
+) -> None:
+    """Writes a model's folder, in bfloat16, that `tt_jax.load` takes.
+
+    What isn't given is taken from the folder `shared`.
+    """
     aside = new_folder(out.with_name(f".{out.name}.part"))
-    write_config(aside, config, "causal generator")
-    (aside / "tokenizer.model").write_bytes(tokenizer.read_bytes())
-    write_vocabulary(aside, Vocabulary(words(), DRAWS))
-    for part in PARTS:
-        save_part(aside, part, cast(params[part], jnp.bfloat16))
+    write_config(aside, config, "causal generator", shared)
+    if tokenizer:
+        (aside / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+        write_vocabulary(aside, Vocabulary(words(), DRAWS))
+    for part, values in params.items():
+        save_part(aside, part, cast(values, jnp.bfloat16))
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
