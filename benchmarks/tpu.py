@@ -82,13 +82,9 @@ def part(place: str, name: str) -> str:
     )
 
 
-def main(argv: list[str]) -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks tpu", description=__doc__)
-    parser.add_argument("--layers", type=int, default=30)
-    options = parser.parse_args(argv)
-
-    config, strategy = DiTConfig(layers=options.layers), SelfForcing(window=21)
+def chunk(layers: int) -> tuple[dict[str, float], float, float]:
+    """Milliseconds of a chunk's parts; seconds of tracing, and of compiling."""
+    config, strategy = DiTConfig(layers=layers), SelfForcing(window=21)
     machine = MACHINES["v5e-1"]
     assert machine.peak is not None
     mesh = compiler.mesh_of(machine, config.heads)
@@ -113,6 +109,14 @@ def main(argv: list[str]) -> None:
     counted = 4 * queries * (keys + config.text_len) * config.dim * layers * (steps + 1)
     rows = {name: 1e3 * cycles / CLOCK for name, cycles in spent.most_common()}
     rows["attention kernels, at least"] = 1e3 * counted / machine.peak
+    return rows, traced, compiled
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks tpu", description=__doc__)
+    parser.add_argument("--layers", type=int, default=30)
+    rows, traced, compiled = chunk(parser.parse_args(argv).layers)
     total = sum(rows.values())
 
     print(f"traced and lowered in {traced:.1f} s, compiled in {compiled:.0f} s")
