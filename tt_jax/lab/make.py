@@ -88,15 +88,14 @@ def strategy(cell: Cell, config: ModelConfig) -> Strategy:
                 f"{cell.arm.name!r} has a cache."
             )
         policy = cache.parse(cell.arm.cache, config.rollout.window)
-        window, sink = SelfForcing.window, SelfForcing.sink
-        return dataclasses.replace(host, window=window, sink=sink, cache=policy)
+        return preset(cell.host, config.rollout, cache=policy).strategy
     if cell.stress.window is None:
         return host
     if isinstance(host, RollingForcing):
         raise ValueError(
             f"stress {cell.stress.name!r} sets a window, and Rolling Forcing has one of its own."
         )
-    return dataclasses.replace(host, window=cell.stress.window)
+    return preset(cell.host, config.rollout, window=cell.stress.window).strategy
 
 
 def token_grid(config: ModelConfig) -> tuple[int, int]:
@@ -197,7 +196,7 @@ def planted(cell: Cell, config: ModelConfig) -> Planted | None:
     tokens = np.zeros(grid[0] * grid[1], bool)
     tokens[planted_tokens(plant, grid)] = True
     # Rolling Forcing keeps one chunk for good, its anchor.
-    sink = getattr(host, "sink", host.chunk)
+    sink = host.policy.sinks if isinstance(host, SelfForcing) else host.chunk
     kept = (host.slots - sink) // host.chunk
     return Planted(tokens, plant_chunk(cell, plant, config), kept)
 
