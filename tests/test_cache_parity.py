@@ -113,7 +113,7 @@ def test_mem_rope(methods, dit, parity_record):
     # The original takes the frames in when the next chunk begins.
     for layer in (0, 3):
         for name in ("k", "v"):
-            got = [getattr(context.memory, name)[layer, 0, :, 0] for context in contexts[3:11]]
+            got = [getattr(context.memory, name)[layer, 0] for context in contexts[3:11]]
             worst = max(map(distance, got, arrays[f"memory.layer{layer}.{name}"]))
             part = f"MemRope, memories of layer {layer}, {name}, worst of 8 evictions"
             parity_record(part, "recorded", SIZE, worst, 1e-5)

@@ -154,6 +154,28 @@ def test_a_preset_and_a_batch_on_a_gpu_of_which_only_the_memory_is_known(capsys)
     assert code == 2 and "leave --window out" in err
 
 
+def test_a_cache_policy_has_memory_of_its_own(capsys):
+    """Rolling Sink's archive is another window; Infinity-RoPE keeps 3 frames of a window's 18."""
+    device = ("--device", "h200", "--cache")
+    frame = 2 * 30 * 1560 * 1536 * 2 / 1e9  # GB of keys and values of all layers
+    for name, frames, words in (
+        ("rolling-sink", 2 * 18, "rolling-sink, frames 21"),
+        ("infinity-rope", 3, "infinity-rope, frames 6, sink 1"),
+        ("infinity-rope:frames=9", 6, "infinity-rope, frames 9, sink 1"),
+        ("ema-sink", 6 + 2 * 3, "ema-sink, frames 9, sink 3"),  # the sinks once more, in float32
+        ("deep-forcing", 21, "deep-forcing, frames 21, sink 10"),
+    ):
+        code, out, _ = run(capsys, *device, name)
+        state = float(re.search(r"state with its K/V buffer +([\d.]+)", out)[1])
+        assert code == 0 and words in out
+        assert state == pytest.approx(frames * frame, rel=0.02)
+
+
+def test_a_policy_that_does_not_fit_names_what_would(capsys):
+    code, out, _ = run(capsys, "--device", "24gb", "--cache", "relax-forcing")
+    assert code == 1 and "It doesn't fit" in out and "--device" in out and "--window" not in out
+
+
 def test_what_does_not_fit_names_what_would(capsys):
     code, out, _ = run(capsys, "--model", "wan2.1-14b", "--device", "rtx4090")
     assert code == 1 and "It doesn't fit" in out
@@ -180,6 +202,9 @@ def test_a_remedy_helps_by_the_estimate():
         ["--device", "h100", "--model", "nowhere"],
         ["--device", "h100", "--batch", "0"],
         ["--device", "h100", "--preset", "rolling"],
+        ["--device", "h100", "--cache", "sink"],
+        ["--device", "h100", "--cache", "window", "--window", "12"],
+        ["--device", "h100", "--cache", "window", "--preset", "rolling-forcing"],
         ["--device", "h100", "--preset", "rolling-forcing", "--seconds", "2"],
     ],
     ids=lambda arguments: " ".join(arguments[2:] or arguments),

@@ -12,15 +12,20 @@ a TPU would lay the buffer out otherwise in memory than the rollout's loop does,
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from tt_jax.contracts import checked
 from tt_jax.models.dit import KV
 from tt_jax.nn.layers import wide_dtype
+
+T = TypeVar("T")
 
 
 @jax.tree_util.register_dataclass
@@ -78,10 +83,12 @@ def empty(
     return checked(context)
 
 
-def ring(context: Context, frames: Int[Array, " f"]) -> Int[Array, " f"]:
-    """The slots of frames: the sinks' own, then the rest in turn."""
-    turns = context.frame.shape[0] - context.sink
-    return jnp.where(frames < context.sink, frames, context.sink + (frames - context.sink) % turns)
+def ring(context: Context, frames: Int[Array, " f"], kept: int | None = None) -> Int[Array, " f"]:
+    """The slots of frames: the first `kept` ones' own (the sinks' if not given), then the rest in
+    turn."""
+    kept = context.sink if kept is None else kept
+    turns = context.frame.shape[0] - kept
+    return jnp.where(frames < kept, frames, kept + (frames - kept) % turns)
 
 
 def ranks(context: Context) -> Int[Array, " s"]:
@@ -138,10 +145,67 @@ def drop(context: Context, slots: Bool[Array, " s"]) -> Context:
 
 
 def frames_at(
-    values: Float[Array, "l b t n h"], slot: Int[Array, ""], per_frame: int, count: int = 1
-) -> Float[Array, "l b k n h"]:
-    """The entries of `count` slots from `slot` on."""
-    return jax.lax.dynamic_slice_in_dim(values, slot * per_frame, count * per_frame, axis=2)
+    values: Float[Array, "l b t n h"],
+    slot: Int[Array, "*b"],
+    per_frame: int,
+    count: int = 1,
+    layer: Int[Array, ""] | None = None,
+) -> Float[Array, "k b r n h"]:
+    """The entries of `count` slots from `slot` on, which may be each sample's own; of one layer, or
+    of all."""
+    layers = values.shape[0] if layer is None else 1
+
+    def take(values: Array, slot: Array) -> Array:
+        shape = (layers, *values.shape[1:-3], count * per_frame, *values.shape[-2:])
+        return jax.lax.dynamic_slice(values, _start(values, slot * per_frame, layer), shape)
+
+    take = jax.vmap(take, (1, 0), 1) if slot.ndim else take
+    rows = take(values, slot)
+    return rows if layer is None else _as_read(rows)
+
+
+def put_frames(
+    values: Float[Array, "l b t n h"],
+    new: Float[Array, "k b r n h"],
+    slot: Int[Array, "*b"],
+    per_frame: int,
+    layer: Int[Array, ""] | None = None,
+) -> Float[Array, "l b t n h"]:
+    """With the entries `new` from `slot` on; else as `frames_at`."""
+    new = new.astype(values.dtype)
+
+    def put(values: Array, new: Array, slot: Array) -> Array:
+        return jax.lax.dynamic_update_slice(values, new, _start(values, slot * per_frame, layer))
+
+    put = jax.vmap(put, (1, 1, 0), 1) if slot.ndim else put
+    values = put(values, new, slot)
+    return values if layer is None else _as_read(values)
+
+
+def _start(values: Array, row: Array, layer: Array | None) -> list[Array]:
+    start = [jnp.zeros((), jnp.int32)] * values.ndim
+    start[0], start[-3] = start[0] if layer is None else layer, row
+    return start
+
+
+def _as_read(values: Float[Array, "l b t n h"]) -> Float[Array, "l b t n h"]:
+    """On a TPU, laid out as attention reads it. A loop would choose another way, and all of the
+    buffer be copied to and fro."""
+    layout = Layout((0, 1, 3, 2, 4))
+    return jax.lax.platform_dependent(
+        values, tpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x
+    )
+
+
+def each_layer(edit: Callable[[Int[Array, ""], T], T], values: T) -> T:
+    """`edit(layer, values)` for one layer after the other, in place.
+
+    What is computed for all layers at once needs memory beside the buffer: for each frame of a
+    chunk, as much as the pass itself returns of it. An edit writes each array once, at the slots of
+    it that it reads, or the compiler copies all of it.
+    """
+    layers = len(jax.tree.leaves(values)[0])
+    return jax.lax.fori_loop(np.int32(0), np.int32(layers), edit, values)
 
 
 def prunable(context: Context, prune_sink: bool) -> Bool[Array, " s"]:

@@ -1,6 +1,7 @@
 """Reward Forcing's sink: what is evicted goes into it, by an exponential moving average."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,23 +65,32 @@ class EmaSink(Policy):
         frames: Int[Array, " f"],
     ) -> Context:
         slots, per_frame = context.valid.shape[1:]
-        means = list(context.memory)
-        put = jax.lax.dynamic_update_slice_in_dim
+        at = buffer.ring(context, frames)
+        # The sink that each frame begins, or that takes the one it replaces.
+        begins = frames < self.sink
+        into = jnp.where(begins, frames, frames - slots) % self.sink
+        takes = context.valid[:, at] & (frames >= slots)[None, :, None]
+
+        def fold(i: int, layer: Array, means: KV) -> KV:
+            folded = []
+            for mean, past, new in zip(means, context.keys_values, own, strict=True):
+                now, gone, first = (
+                    buffer.frames_at(x, slot, per_frame, layer=layer).astype(jnp.float32)
+                    for x, slot in ((mean, into[i]), (past, at[i]), (new, jnp.int32(i)))
+                )
+                moved = self.alpha * now + (1 - self.alpha) * gone
+                moved = jnp.where(takes[None, :, i, :, None, None], moved, now)
+                moved = jnp.where(begins[i], first, moved)
+                folded.append(buffer.put_frames(mean, moved, into[i], per_frame, layer))
+            return KV(*folded)
+
+        means = context.memory
         for i in range(len(frames)):
-            slot = buffer.ring(context, frames[i : i + 1])[0]
-            # The sink that this frame begins, or that takes the one it replaces.
-            into = jnp.where(frames[i] < self.sink, frames[i], frames[i] - slots) % self.sink
-            begins, full = frames[i] < self.sink, frames[i] >= slots
-            takes = (full & context.valid[:, slot])[None, :, :, None, None]
-            for j, (past, new) in enumerate(zip((context.k, context.v), own, strict=True)):
-                mean = buffer.frames_at(means[j], into, per_frame)
-                gone = buffer.frames_at(past, slot, per_frame).astype(jnp.float32)
-                first = new[:, :, i * per_frame : (i + 1) * per_frame].astype(jnp.float32)
-                kept = jnp.where(takes, self.alpha * mean + (1 - self.alpha) * gone, mean)
-                means[j] = put(means[j], jnp.where(begins, first, kept), into * per_frame, 2)
-        context = super().accept(context, own, tokens, frames)
+            means = buffer.each_layer(partial(fold, i), means)
+        # Before the frames: what they replace is read until then.
         k, v = (
-            put(past, mean.astype(past.dtype), 0, 2)
-            for past, mean in zip((context.k, context.v), means, strict=True)
+            buffer.put_frames(past, mean, jnp.int32(0), per_frame)
+            for past, mean in zip(context.keys_values, means, strict=True)
         )
-        return dataclasses.replace(context, k=k, v=v, memory=KV(*means))
+        context = dataclasses.replace(context, k=k, v=v, memory=means)
+        return super().accept(context, own, tokens, frames)

@@ -63,17 +63,11 @@ class MemRope(Policy):
         if self.summary == "none":
             return context
         slots, per_frame = context.valid.shape[1:]
-        places = per_frame if self.summary == "adaptive" else 1
-        zeros = jnp.zeros(
-            (*context.k.shape[:2], MEMORIES, places, *context.k.shape[3:]), jnp.float32
-        )
+        rows = MEMORIES * (per_frame if self.summary == "adaptive" else 1)
+        zeros = jnp.zeros((*context.k.shape[:2], rows, *context.k.shape[3:]), jnp.float32)
         return dataclasses.replace(
             context, memory=KV(zeros, zeros), exempt=jnp.zeros((slots,), bool)
         )
-
-    def _slots(self, context: Context, frames: Int[Array, " f"]) -> Int[Array, " f"]:
-        turns = context.frame.shape[0] - self._kept
-        return jnp.where(frames < self._kept, frames, self._kept + (frames - self._kept) % turns)
 
     def accept(
         self,
@@ -82,7 +76,7 @@ class MemRope(Policy):
         tokens: Float[Array, "b f p d"],
         frames: Int[Array, " f"],
     ) -> Context:
-        at = self._slots(context, frames)
+        at = buffer.ring(context, frames, self._kept)
         if self.summary != "none":
             context = self._summarise(context, at, frames >= context.frame.shape[0])
         return buffer.write(context, KV(*own), tokens, frames, at)
@@ -91,52 +85,65 @@ class MemRope(Policy):
         self, context: Context, at: Int[Array, " f"], leaves: Bool[Array, " f"]
     ) -> Context:
         """With the frames in the slots `at` that `leaves` says in the memories."""
-        batch, _, per_frame = context.valid.shape
+        per_frame = context.valid.shape[2]
+        assert context.exempt is not None  # `start` made it
+        begun = context.exempt[self.sink]
+        by_place = self.summary == "adaptive"
+        rows = per_frame if by_place else 1
         counts = context.valid[:, at] & leaves[None, :, None]
         weight = counts[None, ..., None, None].astype(jnp.float32)
-        axes = (2,) if self.summary == "adaptive" else (2, 3)
-        total = jnp.sum(weight, axis=axes, keepdims=True)
+        total = jnp.sum(weight, axis=2 if by_place else (2, 3))
+        total = total if by_place else total[:, :, None]
         some = total > 0
 
-        def mean(values: Array) -> Array:
-            # Frame by frame, so that no copy of them is needed.
+        def mean(values: Array, layer: Array) -> Float[Array, "1 b r n h"]:
             whole = jnp.zeros(())
             for i, slot in enumerate(at):
-                gone = buffer.frames_at(values, slot, per_frame).astype(jnp.float32)
-                part = weight[:, :, i] * gone
-                whole += part if len(axes) == 1 else jnp.sum(part, axis=2, keepdims=True)
-            return whole[:, :, None] / jnp.maximum(total, 1)
+                gone = buffer.frames_at(values, slot, per_frame, layer=layer)
+                part = weight[:, :, i] * gone.astype(jnp.float32)
+                whole += part if by_place else jnp.sum(part, axis=2, keepdims=True)
+            return whole / jnp.maximum(total, 1)
 
-        means = KV(mean(context.k), mean(context.v))
-        assert context.exempt is not None
-        begun = context.exempt[self.sink]
-        rates = [jnp.float32(self.long), jnp.float32(self.short)]
-        if self.summary == "adaptive":
-            apart = means.k[:, :, 0] - context.memory.k[:, :, 1]
-            apart = jnp.mean(jnp.linalg.norm(apart, axis=-1), axis=-1)
-            share = apart / (jnp.max(apart, axis=-1, keepdims=True) + 1e-8)
-            rates[1] = (self.short * (0.1 + share * 4.9))[..., None, None]
-        new = []
-        for old, m in zip(context.memory, means, strict=True):
-            moved = [a * m[:, :, 0] + (1 - a) * old[:, :, i] for i, a in enumerate(rates)]
-            moved = jnp.where(begun, jnp.stack(moved, axis=2), m)
-            new.append(jnp.where(some, moved, old))
+        def fold(layer: Array, memory: KV) -> KV:
+            means = KV(mean(context.k, layer), mean(context.v, layer))
+            rates = [jnp.float32(self.long), jnp.float32(self.short)]
+            if by_place:
+                apart = means.k - buffer.frames_at(memory.k, jnp.int32(1), rows, layer=layer)
+                apart = jnp.mean(jnp.linalg.norm(apart, axis=-1), axis=-1)
+                share = apart / (jnp.max(apart, axis=-1, keepdims=True) + 1e-8)
+                rates[1] = (self.short * (0.1 + share * 4.9))[..., None, None]
+            folded = []
+            for x, m in zip(memory, means, strict=True):
+                both = []
+                for i, rate in enumerate(rates):
+                    old = buffer.frames_at(x, jnp.int32(i), rows, layer=layer)
+                    new = jnp.where(begun, rate * m + (1 - rate) * old, m)
+                    both.append(jnp.where(some, new, old))
+                new = jnp.concatenate(both, axis=2)
+                folded.append(buffer.put_frames(x, new, jnp.int32(0), rows, layer))
+            return KV(*folded)
 
+        memory = buffer.each_layer(fold, context.memory)
         # Shown from now on, or still the frames that came first.
         shown = begun | jnp.any(leaves)
-        start = self.sink * per_frame
-        put = jax.lax.dynamic_update_slice_in_dim
-        values = []
-        for past, memory in zip((context.k, context.v), new, strict=True):
-            rows = jnp.broadcast_to(memory, (*memory.shape[:3], per_frame, *memory.shape[4:]))
-            rows = rows.reshape(*past.shape[:2], -1, *past.shape[3:]).astype(past.dtype)
-            frames = buffer.frames_at(past, jnp.asarray(self.sink), per_frame, MEMORIES)
-            values.append(put(past, jnp.where(shown, rows, frames), start, 2))
+        slot = jnp.int32(self.sink)
+
+        def show(layer: Array, values: KV) -> KV:
+            changed = []
+            for past, new in zip(values, memory, strict=True):
+                frames = buffer.frames_at(past, slot, per_frame, MEMORIES, layer)
+                one = (*frames.shape[:2], per_frame, *frames.shape[3:])
+                both = [
+                    jnp.broadcast_to(buffer.frames_at(new, jnp.int32(i), rows, layer=layer), one)
+                    for i in range(MEMORIES)
+                ]
+                new = jnp.where(shown, jnp.concatenate(both, 2).astype(past.dtype), frames)
+                changed.append(buffer.put_frames(past, new, slot, per_frame, layer))
+            return KV(*changed)
+
+        k, v = buffer.each_layer(show, context.keys_values)
         part = slice(self.sink, self.sink + MEMORIES)
-        ever = jnp.broadcast_to(some[0, :, 0, :, 0], (batch, per_frame, 1))[:, None, :, 0]
-        ever = jnp.where(begun, context.valid[:, part] | ever, ever)
+        ever = some[0, :, None, :, 0, 0] | (begun & context.valid[:, part])
         valid = context.valid.at[:, part].set(jnp.where(shown, ever, context.valid[:, part]))
-        return dataclasses.replace(
-            context, k=values[0], v=values[1], valid=valid, memory=KV(*new),
-            exempt=context.exempt.at[part].set(shown),
-        )  # fmt: skip
+        exempt = context.exempt.at[part].set(shown)
+        return dataclasses.replace(context, k=k, v=v, valid=valid, memory=memory, exempt=exempt)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tt_jax.cli.options import MODELS, PRESETS, VAES, positive, size
+from tt_jax.cli.options import CACHES, MODELS, PRESETS, VAES, positive, size
 from tt_jax.planning.machines import MACHINES, machine
 
 
@@ -23,6 +23,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--window", type=int, help="latent frames that attention spans (default: the model's own)"
     )
+    parser.add_argument(
+        "--cache",
+        metavar="NAME[:KEY=VALUE,...]",
+        help=f"what is kept of the past, instead of a window: {', '.join(CACHES)}",
+    )
     parser.add_argument("--vae", choices=VAES, default="full", help="what decodes")
     parser.add_argument("--preset", help=f"a row of the paper's tables: {', '.join(PRESETS)}")
     parser.set_defaults(check=check, computes=False)  # nothing runs
@@ -32,6 +37,7 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
     """Checks the request; the work prints the table and, where it doesn't fit, what would help."""
     there = machine(args.device)
 
+    from tt_jax import cache
     from tt_jax.checkpoint import find, read_config
     from tt_jax.models.configs import CONFIGS, with_tiny_vae
     from tt_jax.pipeline import check_size, frame_count
@@ -46,10 +52,16 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
     size = args.size or config.size
     check_size(config, size)
     name = args.preset or f"{config.rollout.strategy}+tokentrim-no-flowmo"
-    settings = {} if args.window is None else {"window": args.window}
-    if settings and name.startswith("rolling-forcing"):
-        raise ValueError("Rolling Forcing has a window of its own: leave --window out.")
-    strategy, trim = preset(name, config.rollout, **settings)
+    span: dict[str, Any] = {} if args.window is None else {"window": args.window}
+    if (span or args.cache) and name.startswith("rolling-forcing"):
+        raise ValueError(
+            "Rolling Forcing has a window of its own: leave --window out, and --cache."
+        )
+    if span and args.cache:
+        raise ValueError("a cache policy has a window of its own: give --window or --cache.")
+    if args.cache:
+        span = {"cache": cache.parse(args.cache, config.rollout.window)}
+    strategy, trim = preset(name, config.rollout, **span)
     frames = frame_count(args.seconds)
     asked = fit.Request(config, there, strategy, trim, size, frames, args.batch)
     strategy.check(asked.chunks, trim, 0)
@@ -64,7 +76,9 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
         videos = "" if args.batch == 1 else f"{args.batch} videos of "
         print(f"{args.model} on {args.device}, {videos}{args.seconds:g} s of {size[1]}x{size[0]}")
         own = f"{config.rollout.strategy}, window {strategy.slots + strategy.chunk}"
-        print(args.preset or own)
+        if args.cache:
+            own = f"{args.preset or config.rollout.strategy}, {cache.describe(span['cache'])}"
+        print(own if args.cache else args.preset or own)
         print(*fit.table(asked, need, spent), sep="\n")
         if need.device <= there.memory:
             return 0
