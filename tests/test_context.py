@@ -102,3 +102,37 @@ def test_keys_values_are_one_row_of_tokens():
     assert k.shape == (1, 2, 6, 1, 2)
     np.testing.assert_array_equal(k[0, 0, :, 0, 0], [0, 0, 1, 1, 2, 2])
     np.testing.assert_array_equal(v[0, 0, :, 0, 0], [0, 0, 10, 10, 20, 20])
+
+
+def test_exempt_slots_are_not_prunable():
+    context = write(filled(4, sink=1), 0, 1, 2)
+    context = dataclasses.replace(context, exempt=jnp.array([False, True, False, False]))
+    np.testing.assert_array_equal(buffer.prunable(context, False), [False, False, True, False])
+    np.testing.assert_array_equal(buffer.prunable(context, True), [True, True, True, False])
+
+
+def test_ranks_are_in_the_order_of_the_video():
+    context = buffer.drop(
+        write(filled(4), 0, 1, 2, 3, 4, 5), jnp.array([False, False, False, True])
+    )
+    np.testing.assert_array_equal(context.frame, [4, 5, 2, -1])
+    np.testing.assert_array_equal(buffer.ranks(context)[:3], [1, 2, 0])
+    np.testing.assert_array_equal(context.valid[0, :, 0], [True, True, True, False])
+
+
+def test_frames_of_one_layer_and_of_each_sample():
+    k = jnp.arange(3 * 2 * 8, dtype=jnp.float32).reshape(3, 2, 8, 1, 1)
+    slot, own, layer = jnp.int32(1), jnp.array([2, 0], jnp.int32), jnp.int32(2)
+    np.testing.assert_array_equal(buffer.frames_at(k, slot, 2), k[:, :, 2:4])
+    np.testing.assert_array_equal(buffer.frames_at(k, slot, 2, 2, layer), k[2:, :, 2:6])
+    rows = buffer.frames_at(k, own, 2, layer=layer)
+    np.testing.assert_array_equal(rows, jnp.stack([k[2:, 0, 4:6], k[2:, 1, :2]], axis=1))
+    got = buffer.put_frames(k, -rows, own, 2, layer)
+    np.testing.assert_array_equal(buffer.frames_at(got, own, 2, layer=layer), -rows)
+    assert int(jnp.sum(got != k)) == rows.size
+
+    def edit(layer, x):
+        return buffer.put_frames(x, buffer.frames_at(x, slot, 2, layer=layer) + 1, slot, 2, layer)
+
+    want = k.at[:, :, 2:4].add(1)
+    np.testing.assert_array_equal(buffer.each_layer(edit, k), want)

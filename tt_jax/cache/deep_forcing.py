@@ -36,6 +36,13 @@ class DeepForcing(Policy):
 
     Caches `frames` frames. Computes one more pass, with a score for each key, before every second
     chunk. Videos have no end. TokenTrim drops chosen tokens by the place in a frame they come from.
+
+    Attributes:
+        frames: that attention spans, the chunk included.
+        sink: first slots, never compressed.
+        budget: frames that a compression leaves, the chunk included.
+        recent: newest frames that stay, the chunk included.
+        reuse: how often a token may be chosen.
     """
 
     frames: int = 21

@@ -30,7 +30,10 @@ class EmaSink(Policy):
     that was dropped. Where other than whole chunks were evicted the original overwrites the sink;
     here every frame is averaged in.
 
-    frames: frames that attention spans, the chunk included. sink: how many of them are sinks.
+    Attributes:
+        frames: that attention spans, the chunk included.
+        sink: how many of them are sinks.
+        alpha: what a sink keeps of itself.
     """
 
     frames: int = 9

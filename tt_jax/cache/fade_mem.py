@@ -33,6 +33,11 @@ class FadeMem(Policy):
     Caches `bank` frames, and merges as many a chunk as it has frames. Averages are made in float32
     and kept in the cache's dtype. Merging passes over dropped tokens: one that was dropped in a
     frame is the other frame's, and one dropped in both stays dropped. The anchor is the only sink.
+
+    Attributes:
+        frames: that attention spans, the chunk included.
+        bank: summaries.
+        fade: exponent of ages and distances.
     """
 
     frames: int = 21

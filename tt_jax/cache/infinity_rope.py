@@ -30,7 +30,11 @@ class InfinityRope(Policy):
     chunks, which reads zeros; one in a longer window, which leaves queries and keys at different
     positions), this keeps the frames there are, and a chunk's queries beside its keys.
 
-    frames: frames that attention spans, the chunk included. sink: first frames that always stay.
+    Attributes:
+        frames: that attention spans, the chunk included.
+        sink: first frames that always stay.
+        kept: newest frames that stay at a flush.
+        cut: where the first chunk of a new scene stands.
     """
 
     frames: int = 6

@@ -28,6 +28,12 @@ class LongLive(Window):
     Costs a `Window`'s, the latest latents (small), and one pass over `frames` at a switch. What
     TokenTrim dropped stays dropped. Positions have no end; with `relative` it is the original's
     "infinite attention".
+
+    Attributes:
+        frames: that attention spans, the chunk included.
+        sink: first frames that always stay.
+        relative: as `Window`'s.
+        keep_sink: a re-cache leaves the sinks of a long video as they are.
     """
 
     frames: int = 12

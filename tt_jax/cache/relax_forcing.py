@@ -24,14 +24,17 @@ class RelaxForcing(Policy):
     a chunk begins, for all layers and passes. Positions are relative: the published ones differ
     from these by the same number for all that is attended.
 
-    archive: frames that are kept, the chunk included. Those in the middle that are oldest leave it.
-    sink: first frames, always shown.
-
     Attends to `sink` + 2 past frames; caches these and the archive, which at Wan 1.3B's 480p is
     0.29 GB a frame in bfloat16, 33 GB as published. Videos have no end. Computes `candidates` + 3
     means of keys, and copies `chunk` + 2 frames, a chunk. TokenTrim drops entries of the frames
     that are shown, in the archive too; they take no part in prototypes. The original's option of
     true positions isn't here.
+
+    Attributes:
+        archive: frames that are kept, the chunk included; the middle's oldest leave it.
+        sink: first frames, always shown.
+        candidates: frames of the middle that are compared.
+        weight: of the likeness to the newest frame.
     """
 
     archive: int = 120

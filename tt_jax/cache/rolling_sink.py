@@ -23,13 +23,15 @@ class RollingSink(Policy):
     stands frame r of the archive, or W - 1 - r on every second run, r = f mod W, at the position f.
     Until frame W the wave is the video itself.
 
-    `same_noise`: every chunk begins from the first one's noise (re-noising draws stay fresh), as
-    published; recorded noise isn't touched.
-
     Caches `frames - chunk` frames and as many in the archive; copies `chunk` frames a chunk.
     Positions are the video's own and have no end. TokenTrim drops entries of the newest chunk and,
     before the wave, of any frame; what is dropped from a frame of the archive stays so, and the
     replayed ones are sinks: exempt.
+
+    Attributes:
+        frames: that attention spans, the chunk included.
+        same_noise: every chunk begins from the first one's noise (re-noising draws stay fresh), as
+            published; recorded noise isn't touched.
     """
 
     frames: int = 21

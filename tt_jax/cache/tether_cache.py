@@ -34,7 +34,11 @@ class TetherCache(Policy):
     mean and never admitted. The published sizes are the defaults; it was written from a description
     and tested against a loop over that, no recording.
 
-    frames: frames that attention spans, the chunk included. sink: first frames that always stay.
+    Attributes:
+        frames: that attention spans, the chunk included.
+        sink: first frames that always stay.
+        diversity: weight of a frame's distance from others that are attended to.
+        trust: how much of its mean and deviation a new frame takes from sinks and memory.
     """
 
     frames: int = 21

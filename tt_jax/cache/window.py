@@ -19,13 +19,15 @@ class Window(Policy):
     The cache holds `frames - chunk` frames; nothing is computed beside attention, and neither
     memory nor time grow with the video. Positions have no end.
 
-    frames: frames that attention spans, the chunk itself included, so `frames - chunk` past frames
-        stay, the first `sink` of the video always among them.
-    sink: frames at the start of the video that are never evicted.
-    relative: count rotary positions from the first frame of the window instead of the video's.
-        Attention only knows differences of positions, so this matters with a sink: its frames then
-        stand right before the recent ones, as in a video that is no longer than the window, where
-        absolute positions move away from them without end. Keys are cached without rotation.
+    Attributes:
+        frames: that attention spans, the chunk itself included, so `frames - chunk` past frames
+            stay, the first `sink` of the video always among them.
+        sink: frames at the start of the video that are never evicted.
+        relative: count rotary positions from the first frame of the window instead of the video's.
+            Attention only knows differences of positions, so this matters with a sink: its frames
+            then stand right before the recent ones, as in a video that is no longer than the
+            window, where absolute positions move away from them without end. Keys are cached
+            without rotation.
     """
 
     frames: int = 21
