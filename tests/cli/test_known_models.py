@@ -48,7 +48,7 @@ def reports(tmp_path_factory):
     (folder / "files").mkdir()
     with serve(every_model(folder / "files")) as hub:
         done = subprocess.run(
-            [sys.executable, Path(__file__).with_name("fetch_every_model.py"), folder / "models"],
+            [sys.executable, Path(__file__).parents[1] / "fetch_every_model.py", folder / "models"],
             env=environment(hub.url, folder / "cache"), capture_output=True, text=True,
             timeout=1200,
         )  # fmt: skip
