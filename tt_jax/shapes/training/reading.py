@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tt_jax.shapes.training.optimise import Params
-from tt_jax.shapes.training.scenes import Scenes
+from tt_jax.shapes.training.scenes import Scenes, cells
 from tt_jax.shapes.world import BACKGROUNDS, COLOURS, DIRECTIONS, PLACES, SHAPES, SIZES, SPEEDS
 
 # How many answers each question has; "not there" and the like are one of them.
@@ -28,7 +28,8 @@ def answers(scenes: Scenes) -> Int[Array, "b questions"]:
         scenes.direction,
         jnp.where(moving, 1 + scenes.speed, 0),
     ]
-    facts = jnp.stack([*facts, scenes.place], axis=-1)
+    # Also where a caption leaves the place open: the transformer has to know.
+    facts = jnp.stack([*facts, 1 + cells(scenes)], axis=-1)
     facts = jnp.where(scenes.there[..., None], facts, 0)
     ends = jnp.stack([scenes.background, scenes.pan], axis=-1)
     return jnp.concatenate([facts.reshape(len(ends), -1), ends], axis=-1)

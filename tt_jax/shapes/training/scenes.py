@@ -114,7 +114,7 @@ def _choose(key: Key[Array, ""], allowed: Array) -> Array:
     return jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf))
 
 
-def _sample(key: Key[Array, ""]) -> Scenes:
+def _sample(key: Key[Array, ""], pairs: float) -> Scenes:
     keys = iter(jax.random.split(key, 24))
     sizes, speeds, still = (jnp.asarray(table) for table in _regimes())
     shares = np.array([regime.share for regime in REGIMES.values()], np.float32)
@@ -140,7 +140,7 @@ def _sample(key: Key[Array, ""]) -> Scenes:
     same = jax.random.uniform(next(keys)) < jnp.where(way > 0, 0.5, 0.75)
     direction = jnp.stack([way, jnp.where(same, way, jnp.where(way > 0, 0, other_way))])
     speed = jnp.stack([pace, jnp.where(same, pace, other_pace)])
-    there = jnp.stack([jnp.array(True), jax.random.uniform(next(keys)) < world.PAIRS])
+    there = jnp.stack([jnp.array(True), jax.random.uniform(next(keys)) < pairs])
     shape = jax.random.randint(next(keys), (2,), 0, len(SHAPES))
     colour = jax.random.randint(next(keys), (), 0, len(COLOURS))
     shift = jax.random.randint(next(keys), (), 1, len(COLOURS))
@@ -179,9 +179,16 @@ def _arrange(key, named, there, size, direction, speed) -> tuple[Array, Array]:
     return place[best], at[best]
 
 
-def sample(key: Key[Array, ""], count: int) -> Scenes:
-    """Draws scenes as `world.sample_scene` does."""
-    return jax.vmap(_sample)(jax.random.split(key, count))
+def sample(key: Key[Array, ""], count: int, pairs: float = world.PAIRS) -> Scenes:
+    """Draws scenes as `world.sample_scene` does, but for the share with two objects."""
+    return jax.vmap(lambda key: _sample(key, pairs))(jax.random.split(key, count))
+
+
+def cells(scenes: Scenes) -> Int[Array, "b o"]:
+    """Where objects begin, as numbers in `world.PLACES`, whether a caption names it or not."""
+    pitch = jnp.asarray(np.array([world.PITCH[name] for name in SIZES], np.float32))[scenes.size]
+    steps = jnp.round((scenes.at - SIDE / 2) / pitch[..., None]).astype(jnp.int32)
+    return 4 + steps[..., 0] + 3 * steps[..., 1]  # three columns by three rows, row by row
 
 
 # --- rendering ----------------------------------------------------------------------------------

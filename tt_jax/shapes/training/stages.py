@@ -111,7 +111,7 @@ def encode_pool(
     @jax.jit
     def group(state: Any, key: Array) -> tuple[Scenes, Array]:
         draw, when = jax.random.split(key)
-        scenes = sample(draw, recipe.encode)
+        scenes = sample(draw, recipe.encode, recipe.pairs)
         start = jax.random.randint(when, (recipe.encode,), 0, LATE)
         begins = jnp.arange(recipe.encode) % 2 == 0 if late else jnp.ones(recipe.encode, bool)
         video = render(scenes, length, jnp.where(begins, 0, start))
@@ -133,7 +133,7 @@ def reading(maker: Maker) -> Loss:
 
     def loss(params: Params, _: Any, key: Key[Array, ""]) -> tuple[Array, dict]:
         draw, speak = jax.random.split(key)
-        scenes = sample(draw, maker.recipe.reading.batch)
+        scenes = sample(draw, maker.recipe.reading.batch, maker.recipe.pairs)
         ids, mask = say(speak, maker.grammar, scenes, maker.config.text.text_len)
         rows = nnx.merge(maker.graphs["text"], params["text"])(ids, mask)
         error, right = reading_loss(params["questions"], rows, mask, answers(scenes))
