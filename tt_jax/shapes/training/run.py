@@ -16,6 +16,7 @@ from tt_jax.checkpoint import (
     abstract,
     cast,
     find,
+    inside,
     load_part,
     read_config,
     save_part,
@@ -135,7 +136,7 @@ def _tokenizer(recipe: Recipe, folder: Path, config: ModelConfig) -> Tokenizer:
     path = tokenizer_of(folder)
     if not path.exists():
         if recipe.start:
-            pieces = (find(recipe.start) / "tokenizer.model").read_bytes()
+            pieces = inside(find(recipe.start), "tokenizer.model").read_bytes()
         else:
             rng = np.random.default_rng(recipe.seed)
             scenes = (sample_scene(rng) for _ in range(CAPTIONS))
