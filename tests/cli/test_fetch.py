@@ -33,6 +33,7 @@ def command(hub, tmp_path, *args, **variables):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_generator_with_the_parts_it_lacks(hub, tmp_path):
     hub.cut.add("models_t5_umt5-xxl-enc-bf16.pth")
     done = command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "model")
@@ -70,6 +71,7 @@ def test_generator_with_the_parts_it_lacks(hub, tmp_path):
     assert any("one chunk" in line and "finite" in line for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_refusals(hub, tmp_path):
     target = tmp_path / "model"
     done = command(hub, tmp_path, "fetch", "wan2.1-1.3b", target, "--revision", "none")
@@ -93,6 +95,7 @@ def one_line(done, code):
     return done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_without_the_hub(hub, tmp_path):
     """What was fetched once can be made again when the hub is switched off, dead, or shadowed."""
     assert command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "a").returncode == 0

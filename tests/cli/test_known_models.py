@@ -135,6 +135,7 @@ def test_all_of_it_is_read_as_it_was_written(tmp_path):
         dataclasses.replace(rollout, unknown=("chunk",))
 
 
+@pytest.mark.slow
 def test_generate_asks(tiny_model, tmp_path, capsys):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     stored = read_stored(folder)

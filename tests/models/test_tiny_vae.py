@@ -92,6 +92,7 @@ def folder(tiny_model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_it_has_the_same_frames_at_the_same_times(folder):
     full, tiny = tt_jax.load(folder), tt_jax.load(folder, vae="tiny")
     assert isinstance(tiny.vae, TinyVAE) and tiny.config.vae == SMALL
