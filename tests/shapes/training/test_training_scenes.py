@@ -79,3 +79,10 @@ def test_sampled_scenes_keep_the_worlds_rules(both):
     for axis in range(2):
         a, b = (np.histogram(at[:, axis], bins=16, range=(0, 64))[0] / len(at) for at in first)
         np.testing.assert_allclose(a, b, atol=0.04)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", [0.0, 1.0])
+def test_the_share_with_two_objects_can_be_asked_for(pairs):
+    scenes = jax.jit(lambda key: sample(key, 50, pairs))(jax.random.key(0))
+    assert (np.asarray(scenes.there[:, 1]) == bool(pairs)).all()
