@@ -374,7 +374,7 @@ def test_a_continued_video_has_its_size(pipe, video):
 
 def test_no_chunk_is_no_video():
     with pytest.raises(ValueError, match="no chunk"):
-        pipeline.Video.collect([])
+        tt_jax.Video.collect([])
 
 
 def test_latents_that_are_not_finite_stop_the_run(pipe, monkeypatch):

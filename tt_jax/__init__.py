@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tt_jax._rollout import Rollout, lower, rollout, stream
     from tt_jax.errors import ModelError, NonFiniteError
-    from tt_jax.pipeline import Chunk, Pipeline, Video, VideoState, load
+    from tt_jax.pipeline import Pipeline, load
     from tt_jax.prompts import encode_prompts
     from tt_jax.strategies.flowmo import FlowMo
     from tt_jax.strategies.presets import preset
@@ -49,13 +49,14 @@ if TYPE_CHECKING:
     from tt_jax.strategies.self_forcing import SelfForcing
     from tt_jax.strategies.switch import Switch, switch
     from tt_jax.trim.tokentrim import TokenTrim
+    from tt_jax.video import Chunk, Video, VideoState
 
 __version__ = "0.1.0"
 
 # Where each public name is defined. A module is imported when one of its names is asked for, so
 # that `import tt_jax` is quick and the command line can refuse its arguments without JAX.
 _ORIGIN = {
-    "Chunk": "pipeline",
+    "Chunk": "video",
     "FlowMo": "strategies.flowmo",
     "ModelError": "errors",
     "NonFiniteError": "errors",
@@ -65,8 +66,8 @@ _ORIGIN = {
     "SelfForcing": "strategies.self_forcing",
     "Switch": "strategies.switch",
     "TokenTrim": "trim.tokentrim",
-    "Video": "pipeline",
-    "VideoState": "pipeline",
+    "Video": "video",
+    "VideoState": "video",
     "encode_prompts": "prompts",
     "load": "pipeline",
     "lower": "_rollout",

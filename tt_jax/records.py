@@ -14,7 +14,7 @@ import numpy as np
 
 from tt_jax import __version__
 from tt_jax.files import atomic
-from tt_jax.pipeline import Video
+from tt_jax.video import Video
 
 NUMBERS = ("severity", "accepted_severity", "threshold", "triggered", "kept_fraction")
 

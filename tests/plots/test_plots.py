@@ -12,11 +12,11 @@ from PIL import Image
 
 from tt_jax import records
 from tt_jax._rollout import Rollout
-from tt_jax.pipeline import Video
 from tt_jax.plots import drift as plots
 from tt_jax.plots import grid as plot_grid
 from tt_jax.plots import style
 from tt_jax.scenes import Change
+from tt_jax.video import Video
 
 CHUNKS = 12
 HITS = (4, 9)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tt_jax.cli.console import say
-from tt_jax.pipeline import Chunk, Video
+from tt_jax.video import Chunk, Video
 
 EVERY = 10.0  # seconds between two lines
 

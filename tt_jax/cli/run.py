@@ -22,7 +22,6 @@ from tt_jax.cli.progress import Tally, count, watch
 from tt_jax.media.read import read_clip
 from tt_jax.media.write import tile, write_video
 from tt_jax.models.configs import FPS, RolloutConfig
-from tt_jax.pipeline import Video
 from tt_jax.planning import memory
 from tt_jax.plots import drift as plots
 from tt_jax.plots import grid, style
@@ -31,6 +30,7 @@ from tt_jax.scenes import Changes, read_file, read_script
 from tt_jax.strategies.presets import Preset, preset
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim.tokentrim import TokenTrim
+from tt_jax.video import Video
 
 SECONDS = 30.0  # of a video, unless something else is asked for
 

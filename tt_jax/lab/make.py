@@ -14,11 +14,12 @@ from tt_jax.lab.cost import Cost, chunk_cost
 from tt_jax.lab.spec import WORLD_PROMPTS, Cell, Plant
 from tt_jax.lab.stress import corrupt, planted_tokens
 from tt_jax.models.configs import FPS, ModelConfig
-from tt_jax.pipeline import Chunk, Pipeline, Video, frame_count
+from tt_jax.pipeline import Pipeline, frame_count
 from tt_jax.shapes.world import SIDE
 from tt_jax.strategies.presets import preset
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
+from tt_jax.video import Chunk, Video
 
 RECORD = ("severity", "accepted_severity", "threshold", "triggered", "kept_fraction")
 

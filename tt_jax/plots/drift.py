@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from tt_jax.pipeline import Video
 from tt_jax.plots.style import FAINT, INK, drawable
+from tt_jax.video import Video
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 RUNS = (("#B5B0AA", 2.6), ("#0072B2", 1.6))  # colour and width of lines; the second lies on top

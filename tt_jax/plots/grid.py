@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from tt_jax.pipeline import Video
 from tt_jax.plots.drift import ABNORMAL
 from tt_jax.plots.style import FAINT, INK, drawable
+from tt_jax.video import Video
 
 # Inches.
 WIDTH, LEFT, RIGHT, GAP = 11.0, 2.0, 0.35, 0.07
