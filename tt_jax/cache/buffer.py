@@ -31,19 +31,26 @@ T = TypeVar("T")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The buffer. Every operation returns a new one of the same shapes."""
+    """The buffer. Every operation returns a new one of the same shapes.
 
-    # Keys, rotated or not as the strategy reads them, and values.
+    Attributes:
+        k: keys `[L, B, S P, N, H]`, rotated or not as the cache policy reads them.
+        v: values, of the same shape.
+        tokens: the latent tokens that the entries were made from, `[B, S, P, D]`: what drift is
+            measured on.
+        valid: which entries may be attended, `[B, S, P]`.
+        frame: each slot's frame of the video, from 0, `[S]`; -1 where nothing was written yet.
+        sink: how many of the video's first frames are sinks.
+        exempt: slots beside the sinks whose entries are never pruned, `[S]`.
+        memory: the cache policy's own arrays.
+    """
+
     k: Float[Array, "l b t n h"]
     v: Float[Array, "l b t n h"]
-    # The latent tokens that the entries were made from: what drift is measured on.
     tokens: Float[Array, "b s p d"]
-    # Which entries may be attended.
     valid: Bool[Array, "b s p"]
-    # Absolute frame index in each slot; -1 where nothing was written yet.
     frame: Int[Array, " s"]
     sink: int = dataclasses.field(metadata={"static": True})
-    # Slots beside the sinks whose entries are never pruned, and the cache policy's own arrays.
     exempt: Bool[Array, " s"] | None = None
     memory: Any = None
 
@@ -70,7 +77,19 @@ def empty(
     sink: int,
     dtype: DTypeLike,
 ) -> Context:
-    """A buffer without any frame; keys and values in `dtype`."""
+    """A buffer without any frame.
+
+    Args:
+        layers: L.
+        batch: B.
+        slots: S, in latent frames.
+        tokens: P, of a frame.
+        heads: N.
+        head_dim: H.
+        token_dim: D.
+        sink: how many of the video's first frames are sinks.
+        dtype: of keys and values; tokens are float32 where it is narrower.
+    """
     shape = (layers, batch, slots * tokens, heads, head_dim)
     context = Context(
         k=jnp.zeros(shape, dtype),
@@ -84,8 +103,13 @@ def empty(
 
 
 def ring(context: Context, frames: Int[Array, " f"], kept: int | None = None) -> Int[Array, " f"]:
-    """The slots of frames: the first `kept` ones' own (the sinks' if not given), then the rest in
-    turn."""
+    """The slots of frames: the first `kept` frames' own, then the rest in turn.
+
+    Args:
+        context: the buffer.
+        frames: their numbers in the video.
+        kept: slots that are no part of the ring; the sinks if not given.
+    """
     kept = context.sink if kept is None else kept
     turns = context.frame.shape[0] - kept
     return jnp.where(frames < kept, frames, kept + (frames - kept) % turns)
@@ -106,7 +130,12 @@ def append(
     """Writes F frames, oldest first, over the oldest ones outside the sink.
 
     Their entries are valid, whatever was dropped at their positions before.
-    kv: keys and values of the F frames, `[L, B, F P, N, H]`. frames: their indices.
+
+    Args:
+        context: the buffer.
+        kv: keys and values of the F frames, `[L, B, F P, N, H]`.
+        tokens: their latent tokens.
+        frames: their numbers in the video.
     """
     return write(context, kv, tokens, frames, ring(context, frames))
 
@@ -119,7 +148,16 @@ def write(
     slots: Int[Array, " f"],
     valid: Bool[Array, "b f p"] | None = None,
 ) -> Context:
-    """Writes F frames into the given slots; all their entries are valid if `valid` isn't given."""
+    """Writes F frames into the given slots.
+
+    Args:
+        context: the buffer.
+        kv: keys and values of the F frames, `[L, B, F P, N, H]`.
+        tokens: their latent tokens.
+        frames: their numbers in the video.
+        slots: where each goes.
+        valid: which of their entries may be attended; all if not given.
+    """
     per_frame = context.valid.shape[2]
     k, v = (part.astype(context.k.dtype) for part in kv)
     put = jax.lax.dynamic_update_index_in_dim
@@ -139,7 +177,12 @@ def write(
 
 
 def drop(context: Context, slots: Bool[Array, " s"]) -> Context:
-    """Without the frames of the given slots."""
+    """Without the frames of the given slots, which are empty then.
+
+    Args:
+        context: the buffer.
+        slots: True for those to empty.
+    """
     frame = jnp.where(slots, -1, context.frame)
     return dataclasses.replace(context, frame=frame, valid=context.valid & ~slots[None, :, None])
 
@@ -151,8 +194,18 @@ def frames_at(
     count: int = 1,
     layer: Int[Array, ""] | None = None,
 ) -> Float[Array, "k b r n h"]:
-    """The entries of `count` slots from `slot` on, which may be each sample's own; of one layer, or
-    of all."""
+    """The entries of some slots.
+
+    Args:
+        values: keys or values of all slots.
+        slot: the first slot, one for all samples or each sample's own.
+        per_frame: tokens of a frame, P.
+        count: how many slots.
+        layer: that alone; all layers if not given.
+
+    Returns:
+        `[L or 1, B, count P, N, H]`.
+    """
     layers = values.shape[0] if layer is None else 1
 
     def take(values: Array, slot: Array) -> Array:
@@ -171,7 +224,15 @@ def put_frames(
     per_frame: int,
     layer: Int[Array, ""] | None = None,
 ) -> Float[Array, "l b t n h"]:
-    """With the entries `new` from `slot` on; else as `frames_at`."""
+    """Keys or values with other entries in some slots.
+
+    Args:
+        values: keys or values of all slots.
+        new: the entries to write, as `frames_at` returns them.
+        slot: the first slot, one for all samples or each sample's own.
+        per_frame: tokens of a frame, P.
+        layer: the one that `new` is of; all layers if not given.
+    """
     new = new.astype(values.dtype)
 
     def put(values: Array, new: Array, slot: Array) -> Array:
@@ -198,18 +259,27 @@ def _as_read(values: Float[Array, "l b t n h"]) -> Float[Array, "l b t n h"]:
 
 
 def each_layer(edit: Callable[[Int[Array, ""], T], T], values: T) -> T:
-    """`edit(layer, values)` for one layer after the other, in place.
+    """Edits one layer after the other, in place.
 
     What is computed for all layers at once needs memory beside the buffer: for each frame of a
     chunk, as much as the pass itself returns of it. An edit writes each array once, at the slots of
     it that it reads, or the compiler copies all of it.
+
+    Args:
+        edit: takes a layer's number and the values; returns the values with that layer changed.
+        values: a pytree of arrays with a leading axis of layers.
     """
     layers = len(jax.tree.leaves(values)[0])
     return jax.lax.fori_loop(np.int32(0), np.int32(layers), edit, values)
 
 
 def prunable(context: Context, prune_sink: bool) -> Bool[Array, " s"]:
-    """Slots whose entries a policy may drop: those that hold a frame, sinks only if asked for."""
+    """Slots whose entries TokenTrim may drop: those that hold a frame and aren't exempt.
+
+    Args:
+        context: the buffer.
+        prune_sink: sinks and exempt slots too.
+    """
     if prune_sink:
         return context.filled
     may = context.filled & (context.frame >= context.sink)
@@ -217,7 +287,12 @@ def prunable(context: Context, prune_sink: bool) -> Bool[Array, " s"]:
 
 
 def attention_mask(valid: Bool[Array, "b s p"], own: int) -> Bool[Array, "b 1 keys"]:
-    """Which keys every query of a pass may see: the valid context, then all `own` new tokens."""
+    """Which keys every query of a pass may see: the valid context, then all new tokens.
+
+    Args:
+        valid: which entries of the buffer may be attended.
+        own: how many new tokens there are.
+    """
     batch = valid.shape[0]
     new = jnp.ones((batch, own), bool)
     return jnp.concatenate([valid.reshape(batch, -1), new], axis=1)[:, None]

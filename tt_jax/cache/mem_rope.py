@@ -25,16 +25,20 @@ class MemRope(Policy):
     two frames in whose places they then stand are lost, as in the original. Positions are relative,
     so that videos have no end.
 
-    summary: "mean" takes m over all tokens of the evicted frames, one vector a head, and shows it
-        at every place of a frame; "adaptive" takes it place by place, and the short memory moves
-        the faster the further m is from it, a from `short` / 10 to 5 `short`; "none" keeps no
-        memory but more recent frames (the original's eviction only, `Window` with relative
-        positions).
-    frames: frames that attention spans, the chunk included. sink: first frames that always stay.
-
     Caches `frames - chunk` frames, and the memories in float32. Computes one mean over `chunk`
     frames a chunk. What TokenTrim dropped enters no mean; the memories themselves are never pruned,
     since they stand for no frame.
+
+    Attributes:
+        frames: that attention spans, the chunk included.
+        sink: first frames that always stay.
+        long: how much of m the long memory takes.
+        short: how much of it the short memory takes.
+        summary: "mean" takes m over all tokens of the evicted frames, one vector a head, and shows
+            it at every place of a frame; "adaptive" takes it place by place, and the short memory
+            moves the faster the further m is from it, a from `short` / 10 to 5 `short`; "none"
+            keeps no memory but more recent frames (the original's eviction only, `Window` with
+            relative positions).
     """
 
     frames: int = 12

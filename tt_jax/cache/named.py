@@ -47,6 +47,10 @@ def sizes(name: str, window: int) -> dict[str, int]:
 
     The published ones at 21. Below, whole windows are the model's own and shorter ones no longer
     than it; sinks and banks keep their share, as far as a chunk of three frames leaves room.
+
+    Args:
+        name: a key of `NAMES`.
+        window: in latent frames.
     """
 
     def share(part: int, whole: int, frames: int) -> int:
@@ -70,9 +74,14 @@ def sizes(name: str, window: int) -> dict[str, int]:
 
 
 def parse(text: str, window: int = PUBLISHED) -> Policy:
-    """The policy that `name` or `name:key=value,...` says, its other settings from `sizes`.
+    """The policy that a text says, its other settings from `sizes`.
 
-    Raises ValueError for an unknown name or setting, or a value that isn't of the setting's kind.
+    Args:
+        text: `name` or `name:key=value,...`.
+        window: latent frames that the model was trained on.
+
+    Raises:
+        ValueError: for an unknown name or setting, or a value that isn't of the setting's kind.
     """
     name, _, rest = text.partition(":")
     if name not in NAMES:

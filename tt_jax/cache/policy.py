@@ -25,13 +25,12 @@ from tt_jax.nn.rope import rotation, rotation_at
 class Policy:
     """The interface; a policy overrides what is its own. All frames are latent frames.
 
-    Options that every policy has:
-
-    past_weight: how much a key of the past weighs in the softmax beside one of the chunk's own or
-        of the first cached frame, ln(past_weight) added to its logit (Krea Realtime, whose demo
-        has 0.3; 1 is off). Attention is XLA's then, on every device.
-    base_spread: every head's base of rotary time is 10000 (1 + base_spread eps), eps uniform in -1
-        to 1, one draw for all layers (LoL, arXiv 2601.16914, which has 0.8; 0 is off).
+    Attributes:
+        past_weight: how much a key of the past weighs in the softmax beside one of the chunk's own
+            or of the first cached frame, ln(past_weight) added to its logit (Krea Realtime, whose
+            demo has 0.3; 1 is off). Attention is XLA's then, on every device.
+        base_spread: every head's base of rotary time is 10000 (1 + base_spread eps), eps uniform
+            in -1 to 1, one draw for all layers (LoL, arXiv 2601.16914, which has 0.8; 0 is off).
     """
 
     past_weight: float = dataclasses.field(default=1.0, kw_only=True)
@@ -69,7 +68,12 @@ class Policy:
         raise NotImplementedError
 
     def start(self, context: Context, chunk: int) -> Context:
-        """An empty buffer with the policy's own arrays."""
+        """A buffer with the policy's own arrays.
+
+        Args:
+            context: an empty buffer.
+            chunk: frames of a chunk.
+        """
         return context
 
     def begin(
@@ -83,16 +87,29 @@ class Policy:
         """The context that a chunk is made with, before any of its attempts: the same whenever the
         chunk is made again.
 
-        first: makes the chunk's first denoising pass with a past and a `Read`, and returns what the
-            latter returns of each layer. Other arguments as in `read`.
+        Args:
+            context: what the chunks before left.
+            frame: the chunk's first frame of the video.
+            size: its frames.
+            grid: rows and columns of a frame's tokens.
+            first: makes the chunk's first denoising pass with a past and a `Read`, and returns what
+                the latter returns of each layer.
         """
         return context
 
     def positions(
         self, context: Context, frame: Int[Array, ""], size: int
     ) -> tuple[Int[Array, " f"], Int[Array, " s"] | None]:
-        """Rotary positions of the next `size` frames, the first of which is `frame` of the video,
-        and of the slots (None: their keys are rotated already)."""
+        """Rotary positions, counted in latent frames.
+
+        Args:
+            context: the cache.
+            frame: the next chunk's first frame of the video.
+            size: its frames.
+
+        Returns:
+            Those of the chunk's frames, and those of the slots (None: their keys are rotated).
+        """
         # The present ones are counted in the order of the video, from 0.
         count = jnp.sum(context.filled, dtype=jnp.int32)
         return count + jnp.arange(size, dtype=jnp.int32), buffer.ranks(context)
@@ -105,10 +122,18 @@ class Policy:
         size: int,
         grid: tuple[int, int],
     ) -> tuple[Any, Read]:
-        """The past, its arrays with a leading axis of layers, and how a layer reads it.
+        """How a pass reads the cache.
 
-        valid: which entries may be attended. grid: rows and columns of a frame's tokens. The read
-        returns of each layer what `accept` takes; other arguments as in `positions`.
+        Args:
+            context: the cache.
+            valid: which of its entries may be attended.
+            frame: the chunk's first frame of the video.
+            size: its frames.
+            grid: rows and columns of a frame's tokens.
+
+        Returns:
+            The past, its arrays with a leading axis of layers, and how a layer reads it: a `Read`,
+            which returns of each layer what `accept` takes.
         """
         own, past = self.positions(context, frame, size)
         shape = context.k.shape[3:]
@@ -127,7 +152,18 @@ class Policy:
         shape: tuple[int, ...],
         places: Int[Array, "..."] | None = None,
     ) -> tuple[Array, Array]:
-        """`rotation` of frames, or of tokens of them; `shape` is the heads' number and width."""
+        """Rotary embedding with the policy's bases of time.
+
+        Args:
+            frames: positions in time, of frames or of tokens.
+            grid: rows and columns of a frame's tokens.
+            shape: the heads' number and width.
+            places: the tokens' places in their frame, row by row; all places of each frame if not
+                given.
+
+        Returns:
+            Cosines and sines, as `rotate` takes them.
+        """
         heads, width = shape
         bases = None
         if self.base_spread:
@@ -138,7 +174,15 @@ class Policy:
         return rotation_at(frames, places, *grid, width, bases)
 
     def bias(self, context: Context, size: int) -> Float[Array, " keys"] | None:
-        """What is added to the logits of the buffer's keys and of the `size` frames' own."""
+        """What `past_weight` adds to the logits.
+
+        Args:
+            context: the cache.
+            size: frames of the chunk.
+
+        Returns:
+            One number for each key, the buffer's and then the chunk's own; None for nothing.
+        """
         if self.past_weight == 1:
             return None
         first = context.filled & (buffer.ranks(context) == 0)
@@ -155,9 +199,12 @@ class Policy:
     ) -> Context:
         """The context with a finished chunk; evicts and summarises what it replaces.
 
-        own: what the pass at noise level 0 returned of the layers; keys and values unless the
-            policy reads in its own way. tokens: the chunk's latent tokens. frames: their numbers in
-            the video.
+        Args:
+            context: the cache.
+            own: what the pass at noise level 0 returned of the layers; keys and values unless the
+                policy reads in its own way.
+            tokens: the chunk's latent tokens.
+            frames: their numbers in the video.
         """
         return buffer.append(context, KV(*own), tokens, frames)
 
@@ -171,14 +218,28 @@ class Policy:
     ) -> Context:
         """The context as the next chunk, of another prompt, shall find it.
 
-        how: one of `switches`; "none" leaves all as it is. encode: a pass at noise level 0 over
-            latent tokens under the new prompt, by a past and a `Read`; returns what that returns.
+        Args:
+            context: the cache.
+            frame: the next chunk's first frame of the video.
+            how: one of `switches`; "none" leaves all as it is.
+            encode: a pass at noise level 0 over latent tokens under the new prompt, by a past and a
+                `Read`; returns what that returns.
+            grid: rows and columns of a frame's tokens.
         """
         return context
 
 
 def check_window(frames: int, sink: int, chunk: int) -> None:
-    """Raises ValueError unless a window of `frames` has room for sinks, past and a chunk."""
+    """Refuses a window without room for sinks, past and a chunk.
+
+    Args:
+        frames: that attention spans, the chunk included.
+        sink: how many of them are sinks.
+        chunk: frames of a chunk.
+
+    Raises:
+        ValueError: if there is no room, or `sink` is negative.
+    """
     if sink < 0:
         raise ValueError(f"sink must be at least 0, not {sink}.")
     if frames <= sink + chunk:
