@@ -12,7 +12,7 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def atomic(path: Path, *, new: bool = False) -> Iterator[Path]:
+def atomic(path: Path, *, new: bool = False, kept: Path | None = None) -> Iterator[Path]:
     """Gives a file its final name once it is whole.
 
     On any exception, an interrupt included, what was written is removed and `path` left as it was.
@@ -20,6 +20,7 @@ def atomic(path: Path, *, new: bool = False) -> Iterator[Path]:
     Args:
         path: the final name.
         new: refuse to replace what has that name.
+        kept: the name of what was written until an exception came, instead of removing it.
 
     Yields:
         A name beside `path`, with its suffix, to write to.
@@ -36,6 +37,10 @@ def atomic(path: Path, *, new: bool = False) -> Iterator[Path]:
             _rename_to_new(aside, path)
         else:
             aside.replace(path)
+    except BaseException:
+        if kept is not None and aside.exists():
+            aside.replace(kept)
+        raise
     finally:
         aside.unlink(missing_ok=True)
         _unfinished.discard(aside)

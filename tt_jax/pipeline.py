@@ -2,19 +2,21 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, DTypeLike, Float, Key, UInt8
+from jaxtyping import Array, Bool, DTypeLike, Float, Key, UInt8
 
-from tt_jax._rollout import Strategy, check_request
+from tt_jax._rollout import Rollout, Strategy, check_request
 from tt_jax._rollout import stream as stream_latents
 from tt_jax.checkpoint import (
     PARTS,
@@ -35,6 +37,7 @@ from tt_jax.models.tiny_vae import Memory, TinyVAE
 from tt_jax.models.tokenizer import Tokenizer
 from tt_jax.models.vae import VAE, Cache
 from tt_jax.nn.layers import wide
+from tt_jax.overview import Observer, Overview
 from tt_jax.prompts import check_prompts, encode_text
 from tt_jax.scenes import Change, Changes, first_chunks, read_script
 from tt_jax.sharding import sharding
@@ -42,8 +45,9 @@ from tt_jax.strategies.presets import own
 from tt_jax.strategies.state import random_key
 from tt_jax.strategies.switch import Switch, way
 from tt_jax.trim.tokentrim import TokenTrim
-from tt_jax.video import Chunk, Video, VideoState
+from tt_jax.video import Chunk, Video, VideoState, sample_paths
 
+T = TypeVar("T")
 Prompt = str | Sequence[str] | Float[Array | np.ndarray, "b l e"]
 # Prompts by the second at which each begins; `Change` has what else can be said.
 Script = Sequence[Change | tuple[float, Prompt] | tuple[float, Prompt, str]]
@@ -143,7 +147,11 @@ class Pipeline:
         latents = _encode_video(*nnx.split(self.vae), scaled[:, surplus:])
         return jnp.repeat(latents, batch // len(frames), axis=0)
 
-    def generate(
+    @overload
+    def generate(self, prompt: Prompt | Script, *, out: None = None, **request: Any) -> Video: ...
+    @overload
+    def generate(self, prompt: Prompt | Script, *, out: Path | str, **request: Any) -> Overview: ...
+    def generate(  # pyright: ignore[reportInconsistentOverload]
         self,
         prompt: Prompt | Script,
         *,
@@ -155,7 +163,8 @@ class Pipeline:
         initial: np.ndarray | None = None,
         state: VideoState | None = None,
         progress: Callable[[Chunk], None] | None = None,
-    ) -> Video:
+        out: Path | str | None = None,
+    ) -> Video | Overview:
         """Makes a video of exactly `round(16 * seconds)` frames: what `stream` yields, joined.
 
         Args:
@@ -168,16 +177,27 @@ class Pipeline:
             initial: frames to start from.
             state: a video to continue.
             progress: called with every `Chunk` as soon as it is there.
+            out: the mp4 to write, of several samples as in `video.sample_paths`: frames and latents
+                go there chunk by chunk, and aren't kept in memory. After an error or an interrupt
+                what was finished is `NAME.partial.mp4`.
+
+        Returns:
+            The video; with `out`, what an `Overview` has of it.
 
         Raises:
             ValueError: the request can't be.
             NonFiniteError: a chunk's latents aren't finite.
+            OSError: the file can't be written.
         """
         chunks = self.stream(
             prompt, seconds=seconds, seed=seed, trim=trim, strategy=strategy, size=size,
             initial=initial, state=state,
         )  # fmt: skip
-        return Video.collect(chunks, progress)
+        if out is None:
+            return Video.collect(chunks, progress)
+        seconds = read_script(prompt)[1] if seconds is None else seconds
+        assert seconds is not None  # `stream` asks for it
+        return _write(chunks, Path(out), frame_count(seconds), progress)
 
     def stream(
         self,
@@ -190,8 +210,13 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         initial: np.ndarray | None = None,
         state: VideoState | None = None,
+        resume: VideoState | None = None,
     ) -> Iterator[Chunk]:
         """Makes a video chunk by chunk; the same as one `rollout` over all of them.
+
+        The device works on the next chunk while a chunk's frames are fetched and looked at. For
+        that it holds two states of the rollout, and a third one as long as the chunk before is
+        kept: let go of a chunk before asking for the next one where memory is short.
 
         Args:
             prompt: one, several (a batch), or embeddings from `encode_prompt`. Or a script: scenes
@@ -210,6 +235,8 @@ class Pipeline:
             state: `Video.state` or `Chunk.state`, to continue that video by `seconds`, with the
                 same batch, strategy and trim (but for `lam`), anything else is refused; its size is
                 the state's.
+            resume: `Chunk.state` of this very stream, which was interrupted: the chunks after that
+                one, the same as they would have been. Not of the last `1 + strategy.lag` chunks.
 
         Yields:
             Each chunk as soon as it is accepted.
@@ -226,6 +253,11 @@ class Pipeline:
         texts = [self._text(change.prompt) for change in script]
         text = texts[0]
         strategy = self.strategy() if strategy is None else strategy
+        if state is not None and resume is not None:
+            raise ValueError("state continues a video, resume makes the rest of one: give either.")
+        before = state if resume is None else resume
+        if before and isinstance(before.cache, Memory) != isinstance(self.vae, TinyVAE):
+            raise ValueError("the video was decoded by another VAE: continue it with that one.")
         if state is None and seed is None:
             seed = 0
         key = None if seed is None else random_key(seed)
@@ -233,8 +265,6 @@ class Pipeline:
         if state is not None:
             if initial is not None or size is not None:
                 raise ValueError("a continued video has its size and start: give neither.")
-            if isinstance(state.cache, Memory) != isinstance(self.vae, TinyVAE):
-                raise ValueError("the video was decoded by another VAE: continue it with that one.")
             size = state.surplus.shape[2:4]
         size = self.config.size if size is None else size
         check_size(self.config, size)
@@ -273,9 +303,22 @@ class Pipeline:
         starts = [max(0, ahead + stride * strategy.chunk * chunk) for chunk in range(chunks)]
         borders = [frame / FPS for frame in (*starts, frames)]
         changes = _changes(script, texts, strategy, borders, state)
+        done = 0
+        if resume is not None:
+            done = int(resume.rollout.chunk) - strategy.lag
+            left = chunks - done - strategy.lag
+            if done < 1 or left < 1:
+                raise ValueError(
+                    "the state is of another video, or of one of this one's last chunks."
+                )
+            key, latents, state = None, None, resume
+            check_request(
+                self.dit, text, key, grid, strategy, trim, left, None, None, state.rollout
+            )
         return self._stream(
-            text, frames, chunks, key, strategy, trim, size, latents, state, changes
-        )
+            text, frames, chunks, key, strategy, trim, size, latents, state, done,
+            starts[done] if done else 0, changes,
+        )  # fmt: skip
 
     def _text(self, prompt: Prompt) -> Float[Array, "b l e"]:
         """Embeddings of what may be some already."""
@@ -293,46 +336,116 @@ class Pipeline:
         size: tuple[int, int],
         initial: Float[Array | np.ndarray, "b t h w c"] | None,
         state: VideoState | None,
+        done: int,
+        shown: int,
         changes: Mapping[int, tuple[Change, Float[Array, "b l e"]]],
     ) -> Iterator[Chunk]:
+        """The chunks from `done` on; before them came `shown` frames."""
         side = self.config.vae.spatial_stride
         grid = (size[0] // side, size[1] // side)
-        decode = partial(_decode, *nnx.split(self.vae))
         # One latent frame, the same program whatever their number; the tiny VAE gains by more.
         at_once = strategy.chunk if isinstance(self.vae, TinyVAE) else 1
         inner, cache = (None, None) if state is None else (state.rollout, state.cache)
         surplus = np.zeros((len(text), 0, *size, 3), np.uint8) if state is None else state.surplus
-        shown = 0
         again = 0 if state is None else strategy.lag
-        first = 0 if state is None else int(state.rollout.chunk) - again
+        number = 0 if state is None else int(state.rollout.chunk) - again
+        # Of a resumed stream, the chunks that were begun: their prompts are behind it.
+        begun = done + again if done else 0
+        for place in sorted(changes):
+            if place < begun:
+                text = changes[place][1]
+        script = {
+            place - begun: Switch(text, change.how)
+            for place, (change, text) in changes.items()
+            if place >= begun
+        }
         latent = stream_latents(
-            self.dit, text, key, chunks=chunks - again, grid=grid, strategy=strategy, trim=trim,
-            initial=initial, state=inner,
-            script={index: Switch(text, change.how) for index, (change, text) in changes.items()},
+            self.dit, text, key, chunks=chunks - done - again, grid=grid, strategy=strategy,
+            trim=trim, initial=initial, state=inner, script=script,
         )  # fmt: skip
-        for index, out in enumerate(latent):
-            number = first + index
-            if not jnp.isfinite(out.latents).all():
+        kept = cache, surplus
+        assert self.vae is not None  # `stream` asks for it
+        made = _ahead(map(_Decoder(self.vae, cache, initial, at_once), latent))
+        del state, inner  # a state is held by nobody but whoever was given it, and the next one's
+        for index in range(done, chunks):
+            out, finite, parts, cache = next(made)
+            if not finite:
                 raise NonFiniteError(number)
-            latents = out.latents
-            if index == 0 and initial is not None:
-                latents = jnp.concatenate([initial, latents], axis=1)
-            decoded = []
-            for i in range(0, latents.shape[1], at_once):
-                part, cache = decode(cache, latents[:, i : i + at_once])
-                decoded.append(part)
-            ready = np.concatenate([surplus, *decoded], axis=1)
+            ready = np.concatenate([surplus, *parts], axis=1)
             new = ready.shape[1] - surplus.shape[1]
             own = min(new, strategy.chunk * self.config.vae.temporal_stride)
             start = shown + ready.shape[1] - own
             take = frames - shown if index == chunks - 1 else ready.shape[1]
             surplus = ready[:, take:]
             if index < chunks - strategy.lag:  # what comes after is made again
-                state = VideoState(out.state, cache, surplus)
-            assert state is not None  # `check` asks for more chunks than are made again
+                kept = cache, surplus
             change, _ = changes.get(index, (None, None))
-            yield Chunk(number, start, chunks, ready[:, :take], out, state, change)
-            shown += take
+            state = VideoState(out.state, *kept)
+            chunk = Chunk(number, start, chunks, ready[:, :take], out, state, change)
+            del out, parts, ready, state
+            yield chunk
+            del chunk
+            shown, number = shown + take, number + 1
+
+
+class _Decoder:
+    """Decodes the chunks of a stream, one after the other, and waits for nothing."""
+
+    def __init__(
+        self,
+        vae: VAE | TinyVAE,
+        cache: Cache,
+        initial: Float[Array | np.ndarray, "b t h w c"] | None,
+        at_once: int,
+    ) -> None:
+        self.decode = partial(_decode, *nnx.split(vae))
+        self.cache, self.initial, self.at_once = cache, initial, at_once
+
+    def __call__(
+        self, out: Rollout
+    ) -> tuple[Rollout, Bool[Array, ""], list[UInt8[Array, "b T H W 3"]], Cache]:
+        """The chunk, whether it is finite, its frames, and the VAE's cache after it."""
+        latents = out.latents
+        if self.initial is not None:
+            latents = jnp.concatenate([self.initial, latents], axis=1)
+            self.initial = None
+        parts = []
+        for i in range(0, latents.shape[1], self.at_once):
+            part, self.cache = self.decode(self.cache, latents[:, i : i + self.at_once])
+            parts.append(part)
+        return out, _finite(out.latents), parts, self.cache
+
+
+def _ahead(items: Iterable[T]) -> Iterator[T]:
+    """Each of them once the next one has been asked for: the device works while the host looks."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _write(
+    chunks: Iterator[Chunk],
+    path: Path,
+    length: int,
+    progress: Callable[[Chunk], None] | None,
+) -> Overview:
+    """Writes a stream's frames, and keeps an overview."""
+    from tt_jax.media.write import growing  # here: importing tt_jax stays light
+
+    first = next(chunks)
+    paths = sample_paths(path, len(first.frames))
+    observer, state = Observer(length, first.total), first.state
+    with growing(paths) as add:
+        for chunk in chain([first], chunks):
+            if progress is not None:
+                progress(chunk)
+            observer.add(chunk)
+            add(chunk.frames)
+            state = chunk.state
+    return observer.overview(state, paths)
 
 
 def _changes(
@@ -444,6 +557,11 @@ def load(
         if held in stored:
             parts[part] = load_part(folder, held, getattr(config, part), dtype, places)
     return Pipeline(**parts, tokenizer=tokenizer, config=config, kind=kind)
+
+
+@jax.jit
+def _finite(latents: Float[Array, "b t h w c"]) -> Bool[Array, ""]:
+    return jnp.isfinite(latents).all()
 
 
 @partial(jax.jit, static_argnums=0)

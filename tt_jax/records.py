@@ -14,9 +14,8 @@ import numpy as np
 
 from tt_jax import __version__
 from tt_jax.files import atomic
+from tt_jax.overview import NUMBERS, Overview, overview
 from tt_jax.video import Video
-
-NUMBERS = ("severity", "accepted_severity", "threshold", "triggered", "kept_fraction")
 
 
 def versions() -> dict[str, str]:
@@ -45,7 +44,7 @@ def settings(value: Any) -> dict[str, Any]:
     return {"name": type(value).__name__, **fields, **held}
 
 
-def chunks(video: Video, sample: int) -> list[dict[str, Any]]:
+def chunks(video: Video | Overview, sample: int) -> list[dict[str, Any]]:
     """Tells what TokenTrim saw and did in each chunk.
 
     Args:
@@ -56,22 +55,20 @@ def chunks(video: Video, sample: int) -> list[dict[str, Any]]:
         One row per chunk: its number from 1, its seconds, and TokenTrim's numbers; "dropped" is the
         share of the tokens that an intervention dropped. What has no value is None.
     """
-    numbers = video.rollout.numbers()
-    record = {name: numbers[name][sample] for name in NUMBERS}
-    dropped = (numbers["pruned"][sample] > 0).mean(axis=(1, 2))
+    numbers = overview(video).numbers
     return [
         {
             "chunk": i + 1,
             "start": start / video.fps,
             "end": end / video.fps,
-            **{name: value(record[name][i]) for name in NUMBERS},
-            "dropped": value(dropped[i]),
+            **{name: value(numbers[name][sample, i]) for name in NUMBERS},
+            "dropped": value(numbers["dropped"][sample, i]),
         }
         for i, (start, end) in enumerate(zip(video.starts, video.ends, strict=True))
     ]
 
 
-def switches(video: Video, sample: int) -> list[dict[str, Any]]:
+def switches(video: Video | Overview, sample: int) -> list[dict[str, Any]]:
     """Tells where the prompt changed.
 
     Args:
@@ -116,7 +113,7 @@ def save(path: Path, record: dict[str, Any], *, new: bool = False) -> None:
 
 
 def samples(
-    videos: Mapping[str, Video],
+    videos: Mapping[str, Video | Overview],
     files: Sequence[Path],
     alone: Mapping[str, Sequence[Path]] | None = None,
 ) -> list[dict[str, Any]]:

@@ -138,18 +138,11 @@ class Video:
         whole = Rollout(**fields, state=state.rollout)
         return cls(np.concatenate(frames, axis=1), whole, tuple(starts), state, changes=changes)
 
-    def paths(self, path: Path | str) -> list[Path]:
-        """Where `save` puts each sample: `path`, or for several `video-0.mp4`, `video-1.mp4`."""
-        path = Path(path)
-        if len(self.frames) == 1:
-            return [path]
-        return [path.with_stem(f"{path.stem}-{i}") for i in range(len(self.frames))]
-
     def save(self, path: Path | str) -> list[Path]:
         """Writes an mp4 file for each sample, as `media.write.write_video` does.
 
         Args:
-            path: the file's name, as in `paths`.
+            path: the file's name, as in `sample_paths`.
 
         Returns:
             The files.
@@ -159,10 +152,24 @@ class Video:
         """
         from tt_jax.media.write import write_video  # here: importing tt_jax stays light
 
-        paths = self.paths(path)
+        paths = sample_paths(path, len(self.frames))
         for one, frames in zip(paths, self.frames, strict=True):
             write_video(one, frames, self.fps)
         return paths
+
+
+def sample_paths(path: Path | str, batch: int) -> list[Path]:
+    """Where the video of each sample is written.
+
+    Args:
+        path: of the only one.
+        batch: how many there are.
+
+    Returns:
+        `path`, or for several `video-0.mp4`, `video-1.mp4`.
+    """
+    path = Path(path)
+    return [path] if batch == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(batch)]
 
 
 def _count(batch: int) -> str:

@@ -13,6 +13,7 @@ from av.video.reformatter import Colorspace, ColorTrc
 from PIL import Image, ImageCms, features
 
 from tt_jax.files import atomic
+from tt_jax.media import write
 from tt_jax.media.read import open_video, read_clip, read_frames
 from tt_jax.media.write import enlarge, tile, write_video
 from tt_jax.shapes.world import render, sample_scene
@@ -459,3 +460,29 @@ def test_five_videos_in_two_rows(frames):
 def test_videos_of_two_lengths_are_not_joined(frames):
     with pytest.raises(ValueError, match="shorter"):
         list(tile([frames, frames[:-1]], ("a", "b")))
+
+
+def test_a_growing_file_is_kept_when_it_ends_early(tmp_path):
+    """Whole under its name, or what there is of it under another; joined segments are one video."""
+    frames = np.random.default_rng(0).integers(0, 255, (1, 40, 64, 64, 3), np.uint8)
+    with write.growing([tmp_path / "a.mp4"]) as add:
+        add(frames[:, :25])
+        assert not (tmp_path / "a.mp4").exists()
+        add(frames[:, 25:])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    with pytest.raises(KeyboardInterrupt), write.growing([tmp_path / "b.mp4"]) as add:
+        add(frames[:, :25])
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.partial.mp4"]
+    parts = [tmp_path / "a.mp4", tmp_path / "b.partial.mp4"]
+    write.join(parts, tmp_path / "c.mp4")
+    shown = [list(read_frames(path)) for path in (*parts, tmp_path / "c.mp4")]
+    assert list(map(len, shown)) == [40, 25, 65]
+    np.testing.assert_array_equal(np.stack(shown[0] + shown[1]), np.stack(shown[2]))
+
+
+def test_a_lossless_file_keeps_every_bit(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (9, 64, 48, 3), np.uint8)
+    with write.Writer(tmp_path / "a.mkv", lossless=True) as writer:
+        writer.add(frames)
+    np.testing.assert_array_equal(np.stack(list(read_frames(tmp_path / "a.mkv"))), frames)

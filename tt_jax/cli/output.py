@@ -12,6 +12,7 @@ from typing import Any
 
 from tt_jax import records
 from tt_jax.files import new_folder
+from tt_jax.video import sample_paths
 
 # Suffixes of files that aren't written: no folder is meant by them.
 OTHERS = (
@@ -48,9 +49,7 @@ class Output:
         if label is not None:  # which may have a policy's settings
             words = re.sub(r"[^\w.+-]+", "-", label)
             path = path.with_stem(f"{path.stem}-{words}")
-        if self.samples == 1:
-            return [path]
-        return [path.with_stem(f"{path.stem}-{i}") for i in range(self.samples)]
+        return sample_paths(path, self.samples)
 
     def pictures(self) -> list[Path]:
         """The drift picture of each sample."""

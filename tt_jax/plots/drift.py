@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from tt_jax.overview import COLUMNS, Overview, columns, overview
 from tt_jax.plots.style import FAINT, INK, drawable
 from tt_jax.video import Video
 
@@ -27,12 +28,16 @@ DRIFT = "Blues"
 # Inches.
 WIDTH, LEFT, RIGHT, GAP = 11.0, 0.75, 0.6, 0.08
 PANEL, TOP, BELOW_PANEL, BELOW_RUN = 2.3, 1.0, 0.7, 0.44
-COLUMNS = 9
 PROMPT_LETTERS = 150  # of a prompt's words, across the whole panel
 
 
 def picture(
-    runs: Mapping[str, Video], title: str, note: str = "", *, acted: bool = True, sample: int = 0
+    runs: Mapping[str, Video | Overview],
+    title: str,
+    note: str = "",
+    *,
+    acted: bool = True,
+    sample: int = 0,
 ) -> Figure:
     """Draws the rollouts of one sample.
 
@@ -42,7 +47,8 @@ def picture(
     scale for all.
 
     Args:
-        runs: one or two videos of equal length, by their labels.
+        runs: one or two videos of equal length, by their labels; of two overviews the first one is
+            made like the second (`overview.Observer`).
         title: the prompt, of any script.
         note: settings, in smaller letters.
         acted: whether the last run's abnormal chunks were made again.
@@ -51,14 +57,13 @@ def picture(
     Returns:
         A figure, without pyplot; `style.save` writes it.
     """
-    last = list(runs.values())[-1]
-    chunks = columns(np.asarray(last.rollout.triggered)[sample])
+    last = overview(list(runs.values())[-1])
+    seen = {label: overview(video, like=last) for label, video in runs.items()}
+    chunks = columns(last.numbers["triggered"][sample])
     side = (WIDTH - LEFT - RIGHT - (COLUMNS - 1) * GAP) / COLUMNS
-    tall, drift_tall = (
-        side * h / w for h, w in (last.frames.shape[2:4], last.rollout.drift.shape[2:])
-    )
+    tall, drift_tall = (side * h / w for h, w in (last.size, last.maps[sample][chunks[0]][0].shape))
     row = tall + GAP + drift_tall + BELOW_RUN
-    height = TOP + PANEL + BELOW_PANEL + len(runs) * row
+    height = TOP + PANEL + BELOW_PANEL + len(seen) * row
     figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
 
     def axes(x: float, y: float, w: float, h: float) -> Axes:
@@ -80,28 +85,27 @@ def picture(
 
     write(LEFT, 0.18, textwrap.shorten(title, 105, placeholder=" …"), size=12, weight="bold")
     write(LEFT, 0.47, note, size=8.5, color="#666666")
-    severity(axes(LEFT, TOP, WIDTH - LEFT - RIGHT, PANEL), runs, acted=acted, sample=sample)
+    severity(axes(LEFT, TOP, WIDTH - LEFT - RIGHT, PANEL), seen, acted=acted, sample=sample)
 
-    drifts = [video.rollout.numbers()["drift"][sample, chunks] for video in runs.values()]
-    ceiling = max(map(_highest, drifts))
+    ceiling = max(
+        _highest(drift) for video in seen.values() for drift, _ in video.maps[sample].values()
+    )
     y = TOP + PANEL + BELOW_PANEL
-    for label, video in runs.items():
+    for label, video in seen.items():
         below = y + tall + GAP
-        write_side(y + tall / 2, label if len(runs) > 1 else "frames", weight="bold")
+        write_side(y + tall / 2, label if len(seen) > 1 else "frames", weight="bold")
         write_side(below + drift_tall / 2, "token drift")
-        numbers = video.rollout.numbers()
-        drift, pruned = (numbers[name][sample] for name in ("drift", "pruned"))
         images = []
         for column, chunk in enumerate(chunks):
             x = LEFT + column * (side + GAP)
-            frame = (video.starts[chunk] + video.ends[chunk]) // 2
-            frame = min(frame, video.frames.shape[1] - 1)  # none of a short continuation's is shown
-            dropped = pruned[chunk] > 0
+            frame = video.middle(chunk)
+            drift, pruned = video.maps[sample][chunk]
+            dropped = pruned > 0
             where = axes(x, y, side, tall)
-            where.imshow(video.frames[sample, frame], interpolation="nearest", aspect="auto")
+            where.imshow(video.stills[sample][frame], interpolation="nearest", aspect="auto")
             _bare(where)
             where = axes(x, below, side, drift_tall)
-            images.append(drift_map(where, drift[chunk], dropped, ceiling))
+            images.append(drift_map(where, drift, dropped, ceiling))
             marked: dict[str, Any] = (
                 {"color": ABNORMAL, "weight": "bold"} if dropped.any() else {"color": INK}
             )
@@ -126,41 +130,20 @@ class _Course(NamedTuple):
     triggered: Bool[np.ndarray, " chunks"]
 
 
-def _course(video: Video, sample: int) -> _Course:
+def _course(video: Overview, sample: int) -> _Course:
     edges = np.array([*video.starts, video.ends[-1]]) / video.fps
     names = ("severity", "accepted_severity", "threshold", "triggered")
-    found = video.rollout.numbers()
-    numbers = (found[name][sample] for name in names)
+    numbers = (video.numbers[name][sample] for name in names)
     return _Course(edges, (edges[:-1] + edges[1:]) / 2, *numbers)
 
 
-def _highest(drift: Float[np.ndarray, "chunks h w"]) -> float:
+def _highest(drift: Float[np.ndarray, "h w"]) -> float:
     return float(max(drift[np.isfinite(drift)], default=1.0))
 
 
-def columns(triggered: Bool[np.ndarray, " chunks"]) -> list[int]:
-    """Chooses up to 9 chunks to show.
-
-    Args:
-        triggered: the abnormal chunks.
-
-    Returns:
-        First, last and evenly between, moved to near interventions.
-    """
-    count = len(triggered)
-    if count <= COLUMNS:
-        return list(range(count))
-    even = np.linspace(0, count - 1, COLUMNS)
-    reach = even[1] / 2
-    chosen = []
-    for place in even:
-        near = [c for c in np.flatnonzero(triggered) if abs(c - place) < reach]
-        inner = 0 < place < count - 1
-        chosen.append(min(near, key=lambda c: abs(c - place)) if near and inner else round(place))
-    return [int(chunk) for chunk in chosen]
-
-
-def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sample: int = 0) -> None:
+def severity(
+    axes: Axes, runs: Mapping[str, Video | Overview], *, acted: bool = True, sample: int = 0
+) -> None:
     """Draws severity per chunk of each run; threshold, abnormal chunks, prompts of the last one.
 
     The scale is logarithmic, and says so, where a linear one would press most chunks to its floor.
@@ -173,7 +156,8 @@ def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sampl
     """
     handles, values = [], []
     names, families = zip(*map(drawable, runs), strict=True)
-    courses = [_course(video, sample) for video in runs.values()]
+    seen = {label: overview(video) for label, video in runs.items()}
+    courses = [_course(video, sample) for video in seen.values()]
     for label, course, (colour, width) in zip(names, courses, RUNS[-len(runs) :], strict=True):
         kept = course.kept
         style = {"color": colour, "lw": width, "marker": "o", "ms": 2 * width}
@@ -207,7 +191,7 @@ def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sampl
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlim(0, edges[-1])
-    prompts(axes, list(runs.values())[-1], sample)
+    prompts(axes, list(seen.values())[-1], sample)
     axes.set_xlabel("time in the video, seconds", size=9, color=INK)
     name = "severity (logarithmic)" if logarithmic else "severity"
     axes.set_ylabel(name, size=9, color=INK)
@@ -223,7 +207,7 @@ def severity(axes: Axes, runs: Mapping[str, Video], *, acted: bool = True, sampl
     )  # fmt: skip
 
 
-def prompts(axes: Axes, video: Video, sample: int = 0) -> None:
+def prompts(axes: Axes, video: Video | Overview, sample: int = 0) -> None:
     """Draws a line where each further prompt begins, its words beside it as far as they fit.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from tt_jax.overview import COLUMNS, Overview, overview, spaced
 from tt_jax.plots.drift import ABNORMAL
 from tt_jax.plots.style import FAINT, INK, drawable
 from tt_jax.video import Video
@@ -15,11 +16,12 @@ from tt_jax.video import Video
 # Inches.
 WIDTH, LEFT, RIGHT, GAP = 11.0, 2.0, 0.35, 0.07
 TOP, BOTTOM, TIMES, WORDS = 0.75, 0.25, 0.25, 0.4
-COLUMNS = 9
 LABEL_LETTERS = 21  # in a line of a label
 
 
-def picture(runs: Mapping[str, Video], title: str, note: str = "", *, sample: int = 0) -> Figure:
+def picture(
+    runs: Mapping[str, Video | Overview], title: str, note: str = "", *, sample: int = 0
+) -> Figure:
     """Draws the frames of one sample in many runs at the same times.
 
     A frame of a chunk in which TokenTrim dropped tokens has a border in its colour; where a further
@@ -34,15 +36,16 @@ def picture(runs: Mapping[str, Video], title: str, note: str = "", *, sample: in
     Returns:
         A figure, without pyplot; `style.save` writes it.
     """
-    first = next(iter(runs.values()))
-    count, height, width = first.frames.shape[1:4]
-    places = np.unique(np.linspace(0, count - 1, COLUMNS).round().astype(int))
+    seen = {label: overview(video) for label, video in runs.items()}
+    first = next(iter(seen.values()))
+    height, width = first.size
+    places = spaced(first.length)
     side = (WIDTH - LEFT - RIGHT - (COLUMNS - 1) * GAP) / COLUMNS
     tall = side * height / width
     changes = sorted(first.changes.items())
     top = TOP + TIMES + (WORDS if changes else 0)
     row = max(tall, 0.45) + GAP
-    whole = top + len(runs) * row + BOTTOM
+    whole = top + len(seen) * row + BOTTOM
     figure = Figure(figsize=(WIDTH, whole), dpi=150, facecolor="white")
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
@@ -57,9 +60,9 @@ def picture(runs: Mapping[str, Video], title: str, note: str = "", *, sample: in
         time = f"{place / first.fps:.1f} s"
         write(x, top - 0.05, time, size=8.5, ha="center", va="bottom")
 
-    for line, (label, video) in enumerate(runs.items()):
+    for line, (label, video) in enumerate(seen.items()):
         y = top + line * row
-        acted = np.asarray(video.rollout.pruned)[sample].any(axis=(1, 2))
+        acted = video.numbers["dropped"][sample] > 0
         said = textwrap.fill(re.sub("([:,])", r"\1 ", label), LABEL_LETTERS)
         style = {"size": 9, "weight": "bold", "ha": "right", "ma": "right"}
         times = int(acted.sum())
@@ -72,7 +75,7 @@ def picture(runs: Mapping[str, Video], title: str, note: str = "", *, sample: in
             x = LEFT + column * (side + GAP)
             box = (x / WIDTH, 1 - (y + tall) / whole, side / WIDTH, tall / whole)
             axes = figure.add_axes(box, xticks=[], yticks=[])
-            axes.imshow(video.frames[sample, place], interpolation="nearest", aspect="auto")
+            axes.imshow(video.stills[sample][place], interpolation="nearest", aspect="auto")
             chunk = np.searchsorted(video.starts, place, side="right") - 1
             colour, thick = (ABNORMAL, 2.0) if acted[chunk] else ("#D0D0D0", 0.6)
             for spine in axes.spines.values():
