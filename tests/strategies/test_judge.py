@@ -45,7 +45,9 @@ def before(**changed):
         frame=jnp.arange(3, dtype=jnp.int32),
         valid=jnp.ones((3, 3, 4), bool),
     )  # fmt: skip
-    seen = Statistics(jnp.full(3, 2, jnp.int32), jnp.full(3, 3.0), jnp.full(3, 2.0))
+    seen = Statistics.start(3)
+    for severity in (2.0, 4.0):
+        seen = seen.update(jnp.full(3, severity), jnp.array(True))
     state = State(
         context=context, summary=jnp.zeros((3, 4, 1)), seen=jnp.array(True), statistics=seen,
         frame=jnp.int32(3), chunk=jnp.int32(1), key=jax.random.key(0),
@@ -114,6 +116,29 @@ def test_better_keeps_the_least_drifting():
     np.testing.assert_array_equal(state.context.valid, kept.valid)
     np.testing.assert_array_equal(state.summary[..., 0], made[[0, 1, 2], [1, 0, 0]])
     np.testing.assert_allclose(state.statistics.mean, [14 / 3, 15 / 3, 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("accept", "second"), [("better", 1), ("consistent", 0)])
+def test_consistent_does_not_lose_what_the_context_had(accept, second):
+    """Both second attempts drift less; the first sample's keeps the cached 5, the second's not."""
+    tokens = jnp.ones((3, 3, 4, 1)).at[:, :, 1].set(5)
+    made = np.ones((3, 5, 4), np.float32)
+    made[:2, 0], made[0, 1] = [8, 5, 1, 1], [1, 5, 1, 1]
+    context = dataclasses.replace(before().context, tokens=tokens)
+    kept, record, state = run(before(context=context), made, accept=accept, retries=1)
+    assert record.triggered.tolist() == [True, True, False]
+    np.testing.assert_array_equal(state.summary[..., 0], made[[0, 1, 2], [1, second, 0]])
+    assert kept.dropped[:, 2, 0].tolist() == [True, bool(second), False]
+
+
+def test_robust_statistics_forget_one_that_was_huge():
+    state = before()
+    for severity in (4.0, 99.0, 4.0):
+        more = state.statistics.update(jnp.full(3, severity), jnp.array(True))
+        state = dataclasses.replace(state, statistics=more)
+    # 2, 4, 99, 4, 4: median 4 and no deviation from it for most; mean 22.6, deviation 38.2.
+    assert run(state, statistics="robust")[1].threshold.tolist() == [4, 4, 4]
+    np.testing.assert_allclose(run(state)[1].threshold, 22.6 + 2 * 38.2, rtol=1e-3)
 
 
 def test_sinks_and_what_was_dropped_before():

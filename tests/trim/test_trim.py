@@ -9,7 +9,7 @@ from models import random_dit
 from tt_jax import SelfForcing, TokenTrim, rollout
 from tt_jax.models.dit import DiTConfig
 from tt_jax.trim import drift
-from tt_jax.trim.drift import Statistics
+from tt_jax.trim.drift import RECENT, Statistics
 from tt_jax.trim.policies import MEASURES, POLICIES
 
 # Two samples of six tokens, two cached frames.
@@ -105,7 +105,8 @@ def test_own_policy():
 
 def test_every_policy_is_tested_here():
     tested = {"top", "random", "bottom", "none", "adaptive", "per_frame", "motion", "novelty"}
-    assert set(POLICIES) == tested and set(MEASURES) == {"motion", "novelty"}
+    tested |= {"newest"}
+    assert set(POLICIES) == tested and set(MEASURES) == {"motion", "novelty", "newest"}
 
 
 # --- drift --------------------------------------------------------------------------------------
@@ -175,6 +176,18 @@ def test_novelty_goes_frame_by_frame_through_what_is_valid():
     np.testing.assert_allclose(measured("novelty", *call), wanted)
 
 
+def test_absence_by_hand():
+    # New tokens at 0 and 10; of the old ones 4 is 4 from the nearest, 13 is 3, 2 is 2; 99 is gone.
+    new = jnp.array([[[[0.0], [10.0]]]])
+    old = jnp.array([[[[4.0], [13.0]], [[2.0], [99.0]]]])
+    valid = jnp.array([[[True, True], [True, False]]])
+    np.testing.assert_allclose(drift.absence(new, old, valid), [[3, 3]])
+    np.testing.assert_allclose(drift.absence(new, old, jnp.zeros_like(valid)), [[0, 0]])
+    # Nearest: old 4 is 4 from new 0, old 13 is 3 from new 10; and p of the two is one of each.
+    strange = TokenTrim(p=0.5).strangeness(new, old, valid)
+    np.testing.assert_allclose(strange, [3 + 3])
+
+
 def test_novelty_against_all_differences():
     rng = np.random.default_rng(0)
     tokens, context = rng.normal(100, 1, (2, 3, 9, 8)), rng.normal(100, 1, (2, 5, 9, 8))
@@ -239,6 +252,22 @@ def test_statistics_equal_those_of_numpy():
     assert (np.asarray(statistics.count) == 50).all()
 
 
+def test_robust_statistics_equal_those_of_numpy():
+    values = np.random.default_rng(0).normal(100, 3, (RECENT + 9, 4)).astype(np.float32)
+    values[0] *= 4  # as a video's first severity is
+    statistics = Statistics.start(4)
+    for i, row in enumerate(values, 1):
+        statistics = statistics.update(jnp.array(row), jnp.array(True))
+        recent = values[max(0, i - RECENT) : i]
+        median = np.median(recent, axis=0)
+        spread = 1.4826 * np.median(np.abs(recent - median), axis=0)
+        np.testing.assert_allclose(statistics.robust, (median, spread), rtol=1e-5, atol=1e-4)
+        threshold, exists = statistics.threshold(2.0, 1, robust=True)
+        np.testing.assert_allclose(threshold, median + 2 * spread, rtol=1e-5)
+        assert exists.all()
+    assert (np.array(Statistics.start(4).robust) == 0).all()
+
+
 def test_what_was_not_measured_changes_no_statistics():
     one = Statistics.start(1).update(jnp.array([3.0]), jnp.array(True))
     two = one.update(jnp.array([jnp.nan]), jnp.array(False))
@@ -291,7 +320,8 @@ def test_lam_is_any_number_and_infinite_there_is_no_threshold():
         ({"select": ["top"]}, "no policy"),
         ({"select": None}, "no policy None"),
         ({"when": "never"}, '"final" or "first_step"'),
-        ({"accept": "never"}, '"always" or "better"'),
+        ({"accept": "never"}, '"always", "better" or "consistent"'),
+        ({"statistics": "none"}, '"moments" or "robust"'),
         ({"select": "best"}, "no policy 'best'.*novelty"),
         ({"select": "none"}, "resample_noise=True"),
     ],
@@ -390,6 +420,20 @@ def test_drift_of_a_rollout_is_that_of_the_measure(run, select):
     drops = np.asarray(out.pruned[:, 3]).reshape(2, 16) == 1
     top = np.asarray(drift.top(out.drift[:, 3].reshape(2, 16), count))
     np.testing.assert_array_equal(drops, top)
+
+
+def test_newest_drops_from_the_chunk_before_alone(run):
+    out = run(TokenTrim(select="newest", lam=-100.0))
+    count = TokenTrim().count(16)
+    pruned = np.asarray(out.pruned).reshape(2, 5, 16)
+    top = np.asarray(drift.top(out.drift[:, 3].reshape(2, 16), count))
+    np.testing.assert_array_equal(pruned[:, 3], top)
+    # Three of six frames lost so many tokens, then the other three.
+    lost = np.array([[3, 6]] * 2) * count / (6 * 16)
+    np.testing.assert_allclose(out.kept_fraction[:, 3:], 1 - lost)
+    frame, valid = out.state.context.frame, np.asarray(out.state.context.valid)
+    lost = {int(f) for f, there in zip(frame, valid.all(axis=(0, 2)), strict=True) if not there}
+    assert lost == {9, 10, 11}  # those before the last chunk, 12 to 14
 
 
 @pytest.mark.parametrize("select", ["bottom", "adaptive", "per_frame"])

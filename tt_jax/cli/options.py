@@ -10,7 +10,17 @@ from typing import Any
 # Labels of runs that no preset names: the plain strategy, and TokenTrim over it.
 PLAIN, TRIMMED = "plain", "TokenTrim"
 # Names that libraries know, too slow to import for a help text; the tests compare them.
-POLICIES = ("top", "random", "bottom", "none", "adaptive", "per_frame", "motion", "novelty")
+POLICIES = (
+    "top",
+    "random",
+    "bottom",
+    "none",
+    "adaptive",
+    "per_frame",
+    "motion",
+    "novelty",
+    "newest",
+)
 PRESETS = (
     "rolling-forcing",
     "rolling-forcing+flowmo",
@@ -61,7 +71,7 @@ FETCHED = (
 # TokenTrim's own, but for switches; a preset may have others.
 TRIM = {
     "p": 0.1, "lam": 2.0, "warmup": 2, "retries": 1, "when": "final", "select": "top",
-    "accept": "always",
+    "accept": "always", "statistics": "moments",
 }  # fmt: skip
 
 
@@ -137,7 +147,8 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> No
     add("retries", "most further attempts at an abnormal chunk", type=int)
     add("when", "what is judged", choices=("final", "first_step"))
     add("select", "which tokens are dropped", choices=POLICIES)
-    add("accept", "which attempt is kept", choices=("always", "better"))
+    add("accept", "which attempt is kept", choices=("always", "better", "consistent"))
+    add("statistics", "of the severities so far", choices=("moments", "robust"))
     flag = {"action": "store_const", "const": True}
     trim.add_argument("--resample-noise", **flag, help="fresh noise for a retry")
     trim.add_argument("--prune-sink", **flag, help="drop tokens of sink frames too")

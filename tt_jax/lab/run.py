@@ -149,7 +149,8 @@ def twin(cell: Cell, finished: Mapping[Cell, Finished | None]) -> Finished | Non
 def judge(cell: Cell) -> tuple[Any, ...]:
     """What decides on whether a chunk is abnormal, as long as none was."""
     trim = cell.arm.trim
-    return cell.arm.cache, trim.p, trim.lam, trim.warmup, trim.when, MEASURES.get(str(trim.select))
+    measured = MEASURES.get(str(trim.select)), trim.when, trim.p
+    return cell.arm.cache, measured, trim.lam, trim.warmup, trim.statistics
 
 
 def describe(cell: Cell) -> str:

@@ -118,14 +118,32 @@ def judge(
         severity = measure.severity(drift, count)
         return checked(Attempt(x0, measure.summary(tokens), drift, severity, valid, dropped))
 
+    def fits_better(new: Attempt, old: Attempt) -> Array:
+        # Both beside what the new one's context still holds: what was dropped needn't return.
+        strange = [
+            trim.strangeness(
+                measure.frame_tokens(jax.lax.stop_gradient(one.x0)[:, :size], patch),
+                context.tokens,
+                new.valid,
+            )
+            for one in (new, old)
+        ]
+        return strange[0] < strange[1]
+
+    def same(new: Attempt, old: Attempt) -> Array:
+        return jnp.zeros(new.severity.shape, bool)
+
     first = kept = attempt(context.valid, jnp.zeros_like(context.valid), noise)
-    threshold, tested = statistics.threshold(trim.lam, trim.warmup)
+    threshold, tested = statistics.threshold(
+        trim.lam, trim.warmup, robust=trim.statistics == "robust"
+    )
     tested = tested & measured
     threshold = jnp.where(tested, threshold, 0)
     triggered = tested & (first.severity > threshold)
 
     last, active = first, triggered
     may_drop = buffer.prunable(context, trim.prune_sink)
+    may_drop = trim.may_drop(may_drop, context.frame, size)
     for retry in range(1, trim.retries + 1):
         fresh = redraw(retry) if trim.resample_noise else noise
         keys = jax.vmap(jax.random.fold_in, (0, None))(
@@ -139,7 +157,11 @@ def judge(
             return choose(active, new, last)
 
         last = jax.lax.cond(jnp.any(active), again, lambda last, active: last, last, active)
-        better = active if trim.accept == "always" else last.severity < kept.severity
+        better = active
+        if trim.accept == "better":
+            better = last.severity < kept.severity
+        elif trim.accept == "consistent":
+            better = jax.lax.cond(jnp.any(active), fits_better, same, last, kept)
         kept = choose(better, last, kept)
         active = active & (last.severity > threshold)
 

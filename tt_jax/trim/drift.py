@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Num
 from tt_jax.contracts import checked
 from tt_jax.nn.layers import patchify, wide
 
+RECENT = 64  # severities that a median goes over: 48 seconds of chunks of three latent frames
+
 
 def frame_tokens(latents: Float[Array, "b f h w c"], patch: int) -> Float[Array, "b f p d"]:
     """The latent tokens of every frame.
@@ -99,6 +101,32 @@ def novelty(
     Returns:
         Distances in latent values; to the origin where a sample has no valid token at all.
     """
+    return jnp.mean(_to_nearest(tokens, context, valid), axis=1)
+
+
+def absence(
+    tokens: Float[Array, "b f p d"],
+    context: Float[Array, "b s p d"],
+    valid: Bool[Array, "b s p"],
+) -> Float[Array, "b p"]:
+    """Novelty's reverse: how far what the context had is from anything in the new frames.
+
+    Args:
+        tokens: of the new frames.
+        context: tokens of the cached frames.
+        valid: those that the new frames are asked for: written and not pruned.
+
+    Returns:
+        For each position the mean distance of its valid entries to the nearest token of the new
+        frames, wherever it lies, in latent values; 0 where it has none.
+    """
+    distance = _to_nearest(context, tokens, jnp.ones(tokens.shape[:3], bool))
+    total = jnp.sum(jnp.where(valid, distance, 0), axis=1)
+    return total / jnp.maximum(jnp.sum(valid, axis=1), 1).astype(total.dtype)
+
+
+def _to_nearest(tokens, context, valid):
+    """Distance of every token of the frames to the nearest valid one of the context's."""
     batch, frames, places, width = tokens.shape
     new = tokens.reshape(batch, frames * places, width)
 
@@ -123,7 +151,7 @@ def novelty(
     slots = (jnp.moveaxis(context, 1, 0), jnp.moveaxis(valid, 1, 0))
     (nearest, _), _ = jax.lax.scan(look, start, slots)
     # Again as a difference: the expanded square has lost the digits of what is close.
-    return jnp.mean(token_drift(new, nearest).reshape(batch, frames, places), axis=1)
+    return token_drift(new, nearest).reshape(batch, frames, places)
 
 
 def top(drift: Float[Array, "b p"], count: int) -> Bool[Array, "b p"]:
@@ -156,17 +184,19 @@ def severity(drift: Float[Array, "b p"], count: int) -> Float[Array, " b"]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Running mean and spread of the severities accepted so far, per sample (Welford's update).
+    """Mean and spread of the severities accepted so far, per sample (Welford's update).
 
     Attributes:
         count: number of severities, int32.
         mean: their mean, 0 while there is none.
         squares: sum of their squared distances from the mean.
+        recent: the last `RECENT` of them, a ring, for those who want medians.
     """
 
     count: Int[Array, " b"]
     mean: Float[Array, " b"]
     squares: Float[Array, " b"]
+    recent: Float[Array, "b recent"]
 
     @classmethod
     def start(cls, batch: int, dtype: DTypeLike = jnp.float32) -> "Statistics":
@@ -180,24 +210,45 @@ class Statistics:
             Statistics of no severity.
         """
         nothing = jnp.zeros((batch,), dtype)
-        return cls(jnp.zeros((batch,), jnp.int32), nothing, nothing)
+        recent = jnp.zeros((batch, RECENT), dtype)
+        return cls(jnp.zeros((batch,), jnp.int32), nothing, nothing, recent)
 
     @property
     def deviation(self) -> Float[Array, " b"]:
         """Population standard deviation."""
         return jnp.sqrt(self.squares / self._at_least_one(self.count))
 
+    @property
+    def robust(self) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+        """Median of the recent severities, and their median absolute deviation from it, scaled to
+        a normal distribution's standard deviation; 0 while there is none."""
+        middle = self._median(self.recent)
+        return middle, 1.4826 * self._median(jnp.abs(self.recent - middle[:, None]))
+
+    def _median(self, values: Float[Array, "b recent"]) -> Float[Array, " b"]:
+        """Over the places of the ring that are filled."""
+        held = jnp.clip(self.count, 1, RECENT)[:, None]
+        nowhere = jnp.asarray(jnp.finfo(values.dtype).max, values.dtype)
+        there = jnp.arange(RECENT)[None] < held
+        ordered = jnp.sort(jnp.where(there, values, nowhere), axis=1)
+        low, high = (
+            jnp.take_along_axis(ordered, index, axis=1)[:, 0]
+            for index in ((held - 1) // 2, held // 2)
+        )
+        return (low + high) / 2
+
     def _at_least_one(self, count: Int[Array, " b"]) -> Float[Array, " b"]:
         return jnp.maximum(count, 1).astype(self.mean.dtype)
 
     def threshold(
-        self, lam: float | Num[Array, ""], warmup: int
+        self, lam: float | Num[Array, ""], warmup: int, robust: bool = False
     ) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
         """What the next severity is compared with: mean + lam deviation (equation 5).
 
         Args:
             lam: how many deviations; infinite: there is no threshold.
             warmup: severities to see before there is one.
+            robust: median and scaled median absolute deviation of the recent ones instead.
 
         Returns:
             The threshold, 0 where there is none, and whether there is one.
@@ -205,7 +256,8 @@ class Statistics:
         most = jnp.finfo(self.mean.dtype).max
         lam = jnp.asarray(lam).astype(self.mean.dtype)
         limited = lam < jnp.inf
-        value = self.mean + jnp.where(limited, jnp.maximum(lam, -most), 0) * self.deviation
+        middle, spread = self.robust if robust else (self.mean, self.deviation)
+        value = middle + jnp.where(limited, jnp.maximum(lam, -most), 0) * spread
         exists = (self.count >= warmup) & limited
         return jnp.where(exists, jnp.clip(value, -most, most), 0), exists
 
@@ -223,4 +275,6 @@ class Statistics:
         step = jnp.where(measured, value - self.mean, 0.0)
         mean = self.mean + step / self._at_least_one(count)
         squares = self.squares + step * jnp.where(measured, value - mean, 0.0)
-        return checked(Statistics(count, mean, squares))
+        place = jnp.arange(RECENT)[None] == (self.count % RECENT)[:, None]
+        recent = jnp.where(place & measured, value[:, None], self.recent)
+        return checked(Statistics(count, mean, squares, recent))

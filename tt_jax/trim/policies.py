@@ -68,7 +68,11 @@ POLICIES: dict[str, Callable[..., Bool[Array, "b s n"]]] = {
     "per_frame": _per_frame,
     "motion": _top,
     "novelty": _top,
+    "newest": _top,
 }
+
+# Those that drop entries of the chunk before the new one alone, not of the whole context.
+NEWEST = ("newest",)
 
 
 def paper_drift(tokens, before, context, valid, grid):
@@ -98,4 +102,8 @@ def _novelty(tokens, before, context, valid, grid):
 
 
 # By the name of the policy; all others, a user's own included, go with the paper's.
-MEASURES: dict[str, Callable[..., Float[Array, "b n"]]] = {"motion": _motion, "novelty": _novelty}
+MEASURES: dict[str, Callable[..., Float[Array, "b n"]]] = {
+    "motion": _motion,
+    "novelty": _novelty,
+    "newest": _novelty,
+}

@@ -7,11 +7,13 @@ import numbers
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, Real
+from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from tt_jax.settings import real, truth, whole
-from tt_jax.trim.policies import MEASURES, POLICIES, Policy, paper_drift
+from tt_jax.trim import drift as measures
+from tt_jax.trim.policies import MEASURES, NEWEST, POLICIES, Policy, paper_drift
 
 
 @jax.tree_util.register_dataclass
@@ -39,9 +41,16 @@ class TokenTrim:
             Drift, and so the trigger, is the paper's, but for "motion" (against the nearest of the
             3x3 places) and "novelty" (against the nearest valid token of the context, finished
             frames under either `when`), which drop the most drifting positions by their own
-            measure.
+            measure; "newest" goes by novelty and drops them from the frames of the chunk before
+            alone, so that sound older entries stay.
         accept: "always" keeps the last attempt and its pruned context (the paper); "better" keeps
-            whichever attempt drifts least, with the context it was made from.
+            whichever attempt drifts least, with the context it was made from; "consistent" the one
+            that fits what the last attempt's context still holds best: least novelty of the new
+            tokens and least absence of the old ones together (`trim.strangeness`), so that an
+            attempt isn't kept for having lost what moved.
+        statistics: "moments", the mean and deviation of all accepted severities (the paper), or
+            "robust", median and scaled median absolute deviation of the last 64, which forget
+            the first severity, several times the later ones.
         resample_noise: draw fresh noise for a further attempt instead of using the first one's.
         prune_sink: let the policy drop entries of sink frames too.
 
@@ -57,8 +66,11 @@ class TokenTrim:
         default="final", metadata={"static": True}
     )
     select: str | Policy = dataclasses.field(default="top", metadata={"static": True})
-    accept: Literal["always", "better"] = dataclasses.field(
+    accept: Literal["always", "better", "consistent"] = dataclasses.field(
         default="always", metadata={"static": True}
+    )
+    statistics: Literal["moments", "robust"] = dataclasses.field(
+        default="moments", metadata={"static": True}
     )
     resample_noise: bool = dataclasses.field(default=False, metadata={"static": True})
     prune_sink: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -81,8 +93,10 @@ class TokenTrim:
             raise ValueError(f"lam must be a number, which may be infinite, not {self.lam!r}.")
         if self.when not in ("final", "first_step"):
             raise ValueError(f'when is "final" or "first_step", not {self.when!r}.')
-        if self.accept not in ("always", "better"):
-            raise ValueError(f'accept is "always" or "better", not {self.accept!r}.')
+        if self.accept not in ("always", "better", "consistent"):
+            raise ValueError(f'accept is "always", "better" or "consistent", not {self.accept!r}.')
+        if self.statistics not in ("moments", "robust"):
+            raise ValueError(f'statistics is "moments" or "robust", not {self.statistics!r}.')
         named = isinstance(self.select, str) and self.select in POLICIES
         if not named and not callable(self.select):
             names = ", ".join(POLICIES)
@@ -137,6 +151,43 @@ class TokenTrim:
         own = MEASURES.get(self.select) if isinstance(self.select, str) else None
         arrays = jax.lax.stop_gradient((tokens, before, context))
         return (own or paper_drift)(*arrays, valid, grid)
+
+    def strangeness(
+        self,
+        tokens: Float[Array, "b f n d"],
+        context: Float[Array, "b s n d"],
+        valid: Bool[Array, "b s n"],
+    ) -> Float[Array, " b"]:
+        """How badly a chunk fits a context: what `accept="consistent"` compares.
+
+        Args:
+            tokens: of the chunk's frames.
+            context: tokens of the cached frames.
+            valid: which of them count.
+
+        Returns:
+            Mean novelty of the p N most novel positions and mean absence of the p N most absent.
+        """
+        count = self.count(tokens.shape[2])
+        both = (measures.novelty, measures.absence)
+        return sum(measures.severity(measure(tokens, context, valid), count) for measure in both)
+
+    def may_drop(
+        self, slots: Bool[Array, " s"], frame: Int[Array, " s"], size: int
+    ) -> Bool[Array, " s"]:
+        """The slots that `select` drops entries from.
+
+        Args:
+            slots: those that may lose entries at all.
+            frame: index of the frame in each slot, -1 where there is none.
+            size: frames of a chunk.
+
+        Returns:
+            `slots`, or those of them that hold the last `size` frames.
+        """
+        if self.select in NEWEST:
+            return slots & (frame > jnp.max(frame) - size)
+        return slots
 
     def drop(
         self,
