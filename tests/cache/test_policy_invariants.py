@@ -138,16 +138,16 @@ def poisoned(policy, context, may):
         memory = memory | {"archive": archive}
     elif isinstance(policy, TetherCache | DeepForcing):
         # Each layer's own; Deep Forcing's by the places that its tokens come from.
-        kept = memory["kept"].reshape(*memory["kept"].shape[:2], -1)
-        lost = ~kept
+        start, kept = policy.sink * PLACES, memory["kept"]
         if isinstance(policy, DeepForcing):
-            lost = lost | (memory["place"] == 1)
+            chosen = slice(start, (policy.budget - policy.recent) * PLACES)
+            lost = ~kept[:, :, chosen] | (memory["place"][:, :, chosen] == 1)
         else:
-            start = policy.sink * PLACES
-            lost = lost | hidden[:, :, start : start + kept.shape[2]]
+            kept = kept.reshape(*kept.shape[:2], -1)
+            chosen = slice(start, start + kept.shape[2])
+            lost = ~kept | hidden[:, :, chosen]
         hidden = jnp.broadcast_to(hidden, (len(kept), *hidden.shape[1:]))
-        start = policy.sink * PLACES
-        hidden = hidden.at[:, :, start : start + kept.shape[2]].set(lost)
+        hidden = hidden.at[:, :, chosen].set(lost)
     return dataclasses.replace(context, **filled(context.k, context.v, hidden), memory=memory)
 
 

@@ -50,7 +50,7 @@ Read = Callable[[Any, Array, Array, Array], tuple[Array, Any]]
 def reader(
     rope: tuple[Float[Array, "t *n pairs"], Float[Array, "t *n pairs"]],
     mask: Bool[Array, "#b #t keys"] | None = None,
-    past_rope: tuple[Float[Array, "s *n pairs"], Float[Array, "s *n pairs"]] | None = None,
+    past_rope: tuple[Float[Array, "*cached pairs"], Float[Array, "*cached pairs"]] | None = None,
     rotated: bool = False,
     bias: Float[Array, " keys"] | None = None,
 ) -> Read:
@@ -59,7 +59,8 @@ def reader(
     Args:
         rope: `rotation` of the pass's own tokens.
         mask: which of the S + T keys (cached ones first) a query may see.
-        past_rope: rotation of the cached keys; without it they are rotated already.
+        past_rope: rotation of the cached keys `[S, *N, pairs]`, or each sample's `[B, S, N or 1,
+            pairs]`; without it they are rotated already.
         rotated: whether the returned keys are rotated.
         bias: added to the logits of the S + T keys.
 
