@@ -102,7 +102,7 @@ def empty(
     return checked(context)
 
 
-def ring(context: Context, frames: Int[Array, " f"], kept: int | None = None) -> Int[Array, " f"]:
+def ring(context: Context, frames: Int[Array, "*f"], kept: int | None = None) -> Int[Array, "*f"]:
     """The slots of frames: the first `kept` frames' own, then the rest in turn.
 
     Args:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tt_jax.cache import buffer
+from tt_jax.cache import buffer, selection
 from tt_jax.cache.buffer import Context
 from tt_jax.cache.policy import Policy
 from tt_jax.models.dit import KV
@@ -59,22 +59,14 @@ class RelaxForcing(Policy):
         return self.sink + 2
 
     def start(self, context: Context, chunk: int) -> Context:
-        batch, _, per_frame, width = context.tokens.shape
-        size = self.archive - chunk
-        k, v = (
-            jnp.zeros((*x.shape[:2], size * per_frame, *x.shape[3:]), x.dtype)
-            for x in (context.k, context.v)
-        )
-        whole = buffer.Context(
-            k=k,
-            v=v,
-            tokens=jnp.zeros((batch, size, per_frame, width), context.tokens.dtype),
-            valid=jnp.zeros((batch, size, per_frame), bool),
-            frame=jnp.full((size,), -1, jnp.int32),
-            sink=self.sink,
-        )
-        # The archive, and the frame of it that is shown.
-        memory = {"archive": whole, "shown": jnp.full((batch,), -1, jnp.int32)}
+        _, batch, _, heads, width = context.k.shape
+        archive = buffer.empty(
+            layers=len(context.k), batch=batch, slots=self.archive - chunk,
+            tokens=context.valid.shape[2], heads=heads, head_dim=width,
+            token_dim=context.tokens.shape[3], sink=self.sink, dtype=context.k.dtype,
+        )  # fmt: skip
+        # The archive, and the frame of its middle that is shown.
+        memory = {"archive": archive, "shown": jnp.full((batch,), -1, jnp.int32)}
         return dataclasses.replace(context, memory=memory)
 
     def accept(
@@ -85,20 +77,29 @@ class RelaxForcing(Policy):
         frames: Int[Array, " f"],
     ) -> Context:
         archive = buffer.append(self._pruned(context), KV(*own), tokens, frames)
-        newest = frames[-1]
-        count = archive.frame.shape[0]
-        oldest = jnp.maximum(self.sink, newest + 1 - (count - self.sink))
+        newest, per_frame = frames[-1], tokens.shape[2]
+        held = archive.frame.shape[0] - self.sink
+        oldest = jnp.maximum(self.sink, newest + 1 - held)
         score, number = self._scores(archive, oldest, newest)
         chosen = jnp.take_along_axis(number, jnp.argmax(score, axis=1)[:, None], axis=1)[:, 0]
-        between = newest - oldest >= 1
+        between = newest > oldest
 
-        context = self._show(context, archive, jnp.broadcast_to(newest, chosen.shape), newest >= 0)
-        context = self._show(context, archive, chosen, between, history=True)
-        batch, per_frame = len(tokens), context.valid.shape[2]
-        for slot in range(self.sink):
-            begins = jnp.any(frames == slot)
-            new = self._one(archive, jnp.full((batch,), slot))
-            context = _place(context, new, slot, jnp.asarray(slot), begins, per_frame)
+        sinks = jnp.arange(self.sink, dtype=jnp.int32)
+        last = jnp.stack([newest - 1, newest])  # one number for all samples: for the order
+        named = jnp.concatenate([sinks, last]).astype(jnp.int32)
+        there = jnp.concatenate([sinks <= newest, between[None], newest[None] >= self.sink])
+        at = buffer.ring(archive, self._numbers(chosen, newest))
+        pick = jax.vmap(lambda x, slot: x[slot][None])
+        for slot in range(self.sink + 2):
+            where, one = at[:, slot], slice(slot, slot + 1)
+            context = buffer.write(
+                context,
+                KV(*(buffer.frames_at(x, where, per_frame) for x in archive.keys_values)),
+                pick(archive.tokens, where),
+                jnp.where(there, named, -1)[one],
+                jnp.array([slot], jnp.int32),
+                pick(archive.valid, where) & there[slot],
+            )
         shown = jnp.where(between, chosen, -1)
         return dataclasses.replace(context, memory={"archive": archive, "shown": shown})
 
@@ -115,83 +116,27 @@ class RelaxForcing(Policy):
 
         def prototype(first: Array, size: int = 1) -> Float[Array, "b h"]:
             slot = buffer.ring(archive, first[None])[0]
-            keys = buffer.frames_at(archive.k[:1], slot, per_frame, size)[0].astype(jnp.float32)
+            keys = buffer.frames_at(archive.k[:1], slot, per_frame, size)[0]
             there = jax.lax.dynamic_slice_in_dim(archive.valid, slot, size, axis=1)
-            there = there.reshape(len(there), -1)[..., None, None].astype(jnp.float32)
-            mean = jnp.sum(keys * there, axis=1) / jnp.maximum(jnp.sum(there, axis=1), 1)
-            mean = jnp.mean(mean, axis=1)
-            return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+            return selection.prototype(keys, there.reshape(len(there), -1))
 
         sinks, tail = prototype(jnp.zeros((), jnp.int32), self.sink), prototype(newest)
-        scores = []
-        for i in range(self.candidates):
-            one = prototype(number[i])
-            alike = jnp.sum(one * sinks, axis=-1), jnp.sum(one * tail, axis=-1)
-            scores.append(alike[0] - self.weight * alike[1])
-        score = jnp.stack(scores, axis=1)
+        ones = jnp.stack([prototype(number[i]) for i in range(self.candidates)], axis=1)
+        alike, tired = (jnp.sum(ones * x[:, None], axis=-1) for x in (sinks, tail))
+        score = alike - self.weight * tired
         return score, jnp.broadcast_to(number, score.shape)
 
-    def _show(
-        self,
-        context: Context,
-        archive: Context,
-        number: Int[Array, " b"],
-        there: Array,
-        history: bool = False,
-    ) -> Context:
-        """With a sample's frame of the archive in the slot of the newest one, or before it."""
-        slot = self.sink + (0 if history else 1)
-        newest = jnp.max(archive.frame)
-        there = there & (newest >= self.sink)
-        named = newest - 1 if history else newest  # one number for all samples: for the order
-        new = self._one(archive, number)
-        return _place(context, new, slot, named, there, context.valid.shape[2])
-
-    def _one(self, archive: Context, number: Int[Array, " b"]) -> tuple[Array, ...]:
-        """Keys, values, tokens and mask of one frame for each sample."""
-        per_frame = archive.valid.shape[2]
-        slot = jnp.maximum(buffer.ring(archive, number), 0)
-
-        def rows(x: Array) -> Array:
-            def one(x: Array, slot: Array) -> Array:
-                return jax.lax.dynamic_slice_in_dim(x, slot * per_frame, per_frame, axis=1)
-
-            return jax.vmap(one, in_axes=(1, 0), out_axes=1)(x, slot)
-
-        frame = jax.vmap(lambda x, slot: x[slot])
-        return rows(archive.k), rows(archive.v), frame(archive.tokens, slot), frame(
-            archive.valid, slot
-        )  # fmt: skip
+    def _numbers(self, middle: Int[Array, " b"], newest: Int[Array, ""]) -> Int[Array, "b s"]:
+        """The frames of the archive that the slots show, for each sample."""
+        sinks = jnp.arange(self.sink, dtype=jnp.int32)
+        rows = [jnp.broadcast_to(x, (len(middle), *x.shape)) for x in (sinks, newest[None])]
+        return jnp.concatenate([rows[0], middle[:, None], rows[1]], axis=1)
 
     def _pruned(self, context: Context) -> Context:
         """The archive, less what was dropped from the slots that show it."""
-        archive, shown = context.memory["archive"], context.memory["shown"]
-        slots = archive.frame.shape[0]
-        newest = jnp.max(archive.frame)
-        valid = archive.valid
-        for slot in range(self.sink + 2):
-            number = jnp.full(shown.shape, slot) if slot < self.sink else (
-                shown if slot == self.sink else jnp.broadcast_to(newest, shown.shape)
-            )  # fmt: skip
-            lost = (context.frame[slot] >= 0) & ~context.valid[:, slot] & (number >= 0)[:, None]
-            here = jax.nn.one_hot(buffer.ring(archive, number), slots, dtype=bool)
-            valid &= ~(here[:, :, None] & lost[:, None])
-        return dataclasses.replace(archive, valid=valid)
-
-
-def _place(
-    context: Context, new: tuple[Array, ...], slot: int, number: Array, there: Array, size: int
-) -> Context:
-    """With keys, values, tokens and mask `new` in a slot, if `there`."""
-    rows = slice(slot * size, (slot + 1) * size)
-    k, v, tokens, valid = new
-    return dataclasses.replace(
-        context,
-        k=context.k.at[:, :, rows].set(jnp.where(there, k, context.k[:, :, rows])),
-        v=context.v.at[:, :, rows].set(jnp.where(there, v, context.v[:, :, rows])),
-        tokens=context.tokens.at[:, slot].set(jnp.where(there, tokens, context.tokens[:, slot])),
-        valid=context.valid.at[:, slot].set(jnp.where(there, valid, context.valid[:, slot])),
-        frame=context.frame.at[slot].set(
-            jnp.where(there, number, context.frame[slot]).astype(jnp.int32)
-        ),
-    )
+        archive = context.memory["archive"]
+        at = self._numbers(context.memory["shown"], jnp.max(archive.frame))
+        here = jax.nn.one_hot(buffer.ring(archive, at), len(archive.frame), dtype=bool)
+        lost = context.filled[None, :, None] & ~context.valid
+        gone = jnp.any(here[..., None] & lost[:, :, None], axis=1)
+        return dataclasses.replace(archive, valid=archive.valid & ~gone)
