@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the highest to the lowest; rooms of one floor know nothing of each other.
 FLOORS = (
     (("cli",), "arguments to calls; imports nothing heavy before they are checked"),
+    (("serve",), "the live page: messages, turns, videos in the making, the web application"),
     (("lab",), "experiments: arms, hosts and stressors, paired differences, reports"),
     (("shapes",), "the embedded model: its world, checker, training recipe and weights"),
     (("planning", "evaluate", "verify"), "plans for other machines; measures of any video; checks"),

@@ -61,11 +61,24 @@ def chunks(video: Video | Overview, sample: int) -> list[dict[str, Any]]:
             "chunk": i + 1,
             "start": start / video.fps,
             "end": end / video.fps,
-            **{name: value(numbers[name][sample, i]) for name in NUMBERS},
-            "dropped": value(numbers["dropped"][sample, i]),
+            **measured(numbers, sample, i),
         }
         for i, (start, end) in enumerate(zip(video.starts, video.ends, strict=True))
     ]
+
+
+def measured(numbers: Mapping[str, np.ndarray], sample: int, chunk: int) -> dict[str, Any]:
+    """What TokenTrim saw and did in one chunk.
+
+    Args:
+        numbers: as in `Overview.numbers`.
+        sample: which of the batch.
+        chunk: which of the video.
+
+    Returns:
+        Numbers by name, as in `chunks`.
+    """
+    return {name: value(numbers[name][sample, chunk]) for name in (*NUMBERS, "dropped")}
 
 
 def switches(video: Video | Overview, sample: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tt_jax import __version__
-from tt_jax.cli import compare, env, eval, fetch, generate, lab, models, plan, verify
+from tt_jax.cli import compare, env, eval, fetch, generate, lab, models, plan, serve, verify
 from tt_jax.cli.console import say
 from tt_jax.errors import ModelError, NonFiniteError
 from tt_jax.files import cache_folder, discard_unfinished
@@ -121,4 +121,4 @@ def stop(*_: Any) -> NoReturn:
     os._exit(say("interrupted.", 130))
 
 
-COMMANDS = (generate, compare, models, fetch, verify, eval, lab, plan, env)
+COMMANDS = (generate, compare, serve, models, fetch, verify, eval, lab, plan, env)

@@ -191,3 +191,10 @@ def size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT, like 832x480, not {text}")
     return int(match[2]), int(match[1])
+
+
+def port(text: str) -> int:
+    """Type of --port."""
+    if not 0 <= int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"a port is between 0 and {2**16 - 1}, not {text}")
+    return int(text)

@@ -105,15 +105,8 @@ class Writer:
             self._stream.pix_fmt = "rgb24"
             self._stream.height, self._stream.width = height, width
             return
-        factor = _factor(height, width)
         self._stream = self._file.add_stream("libx264", rate=self.fps)
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.height, self._stream.width = (
-            factor * side - factor * side % 2 for side in (height, width)
-        )
-        codec = self._stream.codec_context
-        codec.color_range, codec.colorspace = ColorRange.MPEG, Colorspace.ITU709
-        codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        settle(self._stream.codec_context, height, width)
         self._reformatter = VideoReformatter()
 
     def _encode(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -121,15 +114,47 @@ class Writer:
         if self.lossless:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         else:
-            pixels = np.ascontiguousarray(enlarge(frame)[: stream.height, : stream.width])
-            # From RGB, whose transfer and primaries are BT.709's as far as players tell.
-            picture = self._reformatter.reformat(
-                av.VideoFrame.from_ndarray(pixels, format="rgb24"), format="yuv420p",
-                dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG,
-            )  # fmt: skip
-            picture.color_primaries, picture.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+            picture = converted(stream.codec_context, frame, self._reformatter)
         assert self._file is not None  # opened by the first frame
         self._file.mux(stream.encode(picture))
+
+
+def settle(codec: av.VideoCodecContext, height: int, width: int) -> None:
+    """Tells an H.264 encoder, before it begins, what players expect.
+
+    Args:
+        codec: the encoder.
+        height: of the frames to come, before they are enlarged.
+        width: likewise.
+    """
+    factor = _factor(height, width)
+    codec.pix_fmt = "yuv420p"
+    codec.height, codec.width = (factor * side - factor * side % 2 for side in (height, width))
+    codec.color_range, codec.colorspace = ColorRange.MPEG, Colorspace.ITU709
+    codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+
+
+def converted(
+    codec: av.VideoCodecContext, frame: UInt8[np.ndarray, "h w 3"], reformatter: VideoReformatter
+) -> av.VideoFrame:
+    """A frame as an encoder that is settled takes it.
+
+    Args:
+        codec: the encoder.
+        frame: of the size that it was settled for.
+        reformatter: kept from frame to frame, which saves time.
+
+    Returns:
+        The frame, enlarged, in the encoder's colours.
+    """
+    pixels = np.ascontiguousarray(enlarge(frame)[: codec.height, : codec.width])
+    # From RGB, whose transfer and primaries are BT.709's as far as players tell.
+    picture = reformatter.reformat(
+        av.VideoFrame.from_ndarray(pixels, format="rgb24"), format="yuv420p",
+        dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG,
+    )  # fmt: skip
+    picture.color_primaries, picture.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return picture
 
 
 @contextmanager
