@@ -306,6 +306,7 @@ def test_a_token_is_needed_where_there_is_one():
         assert (entered.status_code, entered.headers["location"]) == (303, "/")
         assert "HttpOnly" in entered.headers["set-cookie"]
         assert client.get("/").status_code == 200  # by the cookie
+        ours["cookie"] = "tt_jax_token=open-sesame"
         with client.websocket_connect("/live", headers=ours) as socket:
             assert socket.receive_json()["type"] == "hello"
         with pytest.raises(WebSocketDisconnect):

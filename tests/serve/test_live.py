@@ -33,7 +33,7 @@ EVENTS = """() => {  // every frame as it is drawn: its number and its pixels
 @pytest.fixture(scope="module")
 def engine(tiny_model):
     pipe = pipeline.load(tiny_model)
-    strategies = serving.strategies_of(["window", "infinity-rope"], pipe.config)
+    strategies = serving.strategies_of(["infinity-rope"], pipe.config)
     return Engine(pipe, strategies, pipe.config.size, {"name": "tiny"})
 
 
