@@ -87,3 +87,28 @@ def test_what_the_end_of_a_video_has_kept():
     gone[-48:] = render(replace(scene, objects=()), 48)
     end = check.kept(measure(gone), text)
     assert end["lost"] == 1 and np.isnan(end["colour"])
+
+
+def test_fates():
+    (text, scene), *_ = [
+        (text, scene)
+        for text, scene in evaluation_prompts(120)
+        if len(scene.objects) == 2 and not any(one.speed for one in scene.objects)
+    ]  # at rest, so that none hides the other
+
+    video = render(scene, 12 * 16)
+    assert check.fates(measure(video), text) == [["kept"] * 10] * 2
+    other = scene.objects[0]
+    video[5 * 16 : 6 * 16] = render(replace(scene, objects=scene.objects[1:]), 16, 5 * 16)
+    shape = "circle" if other.shape != "circle" else "square"
+    changed = replace(scene, objects=(replace(other, shape=shape), scene.objects[1]))
+    video[-16:] = render(changed, 16, 11 * 16)
+    first, second = check.fates(measure(video), text)
+    assert first == ["kept"] * 3 + ["lost"] + ["kept"] * 5 + ["changed"]
+    assert second == ["kept"] * 10
+    said = check.fate_table([first, second], 12).splitlines()
+    assert said[0] == "of 2 objects right at second 3, by second [3, 10, 12]:"
+    assert [line.split(" [")[0] for line in said[1:]] == ["changed, %: 0.0", "lost, %: 0.0"]
+    assert said[1].endswith("50.0 [9.5, 90.5]")
+    # What is wrong from the start has no fate.
+    assert check.fates(measure(render(changed, 12 * 16)), text) == [["kept"] * 10]

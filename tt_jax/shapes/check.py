@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 import tt_jax
 from tt_jax.files import atomic
-from tt_jax.shapes.checker import Measurement, errors, judge, measure, moving
+from tt_jax.shapes.checker import Measurement, errors, judge, measure, moving, object_errors
 from tt_jax.shapes.world import FPS, REGIMES, Scene, evaluation_prompts, parse, render
 from tt_jax.strategies.presets import preset
 
@@ -27,6 +27,7 @@ TARGETS = {"colour": 97.0, "background": 97.0, "shape": 92.0, "count": 93.0, "di
 UNTARGETED = ("size", "speed", "camera")
 PSNR_TARGET = 30.0  # dB
 SECONDS = 3
+OFF_COLOUR = 0.15  # distance of RGB in [0, 1] from which on a colour is another
 LONG = 10  # seconds from which on a video's end is measured too
 HOSTS = ("self-forcing", "rolling-forcing")
 BATCH = 16
@@ -135,6 +136,44 @@ def kept(seen: Measurement, prompt: str) -> dict[str, float]:
     }
 
 
+def fates(seen: Measurement, prompt: str) -> list[list[str]]:
+    """What becomes of the objects that a video shows rightly at first.
+
+    Args:
+        seen: of the whole video.
+        prompt: what it was to show.
+
+    Returns:
+        For each object that is as asked in the third second, its state in every second from then
+        on: "kept", "lost", or "changed", which is a colour more than 0.15 away (RGB in [0, 1]),
+        another shape, or half or twice the size.
+    """
+    curves = object_errors(seen, prompt)
+    off = curves["colour"] > OFF_COLOUR, curves["shape"] > 0.5, curves["size"] >= 1
+    state = np.where(np.any(off, axis=0), "changed", "kept")
+    state[curves["lost"] > 0.5] = "lost"
+    begin = SECONDS - 1
+    return [list(map(str, column[begin:])) for column in state.T if column[begin] == "kept"]
+
+
+def fate_table(found: Sequence[list[str]], seconds: int) -> str:
+    """The curves of `fates` as lines of text, at every tenth second and the last.
+
+    Args:
+        found: each object's states from the third second on.
+        seconds: length of the videos.
+
+    Returns:
+        A line for "changed" and one for "lost", in per cent with 95 % Wilson intervals.
+    """
+    whole = [SECONDS, *range(10, seconds, 10), seconds]
+    lines = [f"of {len(found)} objects right at second {SECONDS}, by second {whole}:"]
+    for name in ("changed", "lost"):
+        at = [[states[second - SECONDS] == name for states in found] for second in whole]
+        lines.append(f"{name}, %: " + "  ".join(str(Share(sum(x), len(x))) for x in at))
+    return "\n".join(lines)
+
+
 def shares(
     judged: Sequence[dict[str, bool]], regimes: Sequence[str]
 ) -> dict[str, dict[str, Share]]:
@@ -199,12 +238,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     regimes = [scene.regime for _, scene in prompts]
     assert pipe.vae is not None  # it is loaded with its text encoder, so with all of it
     tops, psnr = ceiling(pipe.vae, prompts)
-    judged, ends = [], []
+    judged, ends, states = [], [], []
     for text, video in videos(pipe, prompts, options.seconds, options.host):
         seen = measure(video)
         judged.append(judge(seen, text))
         if options.seconds >= LONG:
             ends.append(kept(seen, text))
+            states.append(fates(seen, text))
     best, found = shares(tops, regimes), shares(judged, regimes)
     print(table(psnr, best, found))
     end = {name: float(np.nanmean([row[name] for row in ends])) for name in (ends or [{}])[0]}
@@ -214,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{100 * end['moving']:.1f} % of those asked to move still moving, "
             f"colours off by {end['colour']:.3f}"
         )
+        print(fate_table([one for prompt in states for one in prompt], int(options.seconds)))
     if options.json:
         record = {
             "weights": options.weights,
@@ -230,8 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for fact, by_group in found.items()
             },
             "prompts": [
-                {"prompt": text, "regime": scene.regime, "right": verdict}
-                for (text, scene), verdict in zip(prompts, judged, strict=True)
+                {"prompt": text, "regime": scene.regime, "right": verdict, "fates": of}
+                for (text, scene), verdict, of in zip(
+                    prompts, judged, states or [[]] * len(judged), strict=True
+                )
             ],
         }
         with atomic(options.json) as aside:

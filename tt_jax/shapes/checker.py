@@ -466,6 +466,26 @@ def errors(
     Raises:
         ValueError: the caption names no shape.
     """
+    curves = object_errors(shown, said)
+    return {name: np.array([_mean(row) for row in curve]) for name, curve in curves.items()}
+
+
+def object_errors(
+    shown: UInt8[np.ndarray, "t 64 64 3"] | Measurement, said: str | Facts
+) -> dict[str, Float[np.ndarray, "seconds _"]]:
+    """How far each whole second is from what a caption says, object by object.
+
+    Args:
+        shown: a video or its measurement.
+        said: a caption or its facts.
+
+    Returns:
+        What `errors` describes, a column for each object of the caption, but "background" and
+        "count", which have one.
+
+    Raises:
+        ValueError: the caption names no shape.
+    """
     seen, said = _read(shown, said, slice(None))
     seconds = len(seen.background) // FPS
     curves = {
@@ -503,8 +523,7 @@ def errors(
                 if len(pace):
                     stated = SPEEDS[thing.speed] if thing.speed else 0.0
                     curves["motion"][second, i] = abs(np.median(pace) - stated)
-    curves = {name: np.array([_mean(row) for row in curve]) for name, curve in curves.items()}
-    return curves | {"background": background, "count": count}
+    return curves | {"background": background[:, None], "count": count[:, None]}
 
 
 def _mean(values):
