@@ -17,7 +17,7 @@ FLOORS = (
     (("planning", "evaluate", "verify"), "plans for other machines; measures of any video; checks"),
     (("plots", "records"), "pictures of runs; what is needed to repeat one"),
     (("pipeline",), "`load`, text to video, streams, continuation: what a person calls"),
-    (("overview",), "what is kept of a video whose frames went to files, for records and pictures"),
+    (("overview", "saved"), "what is kept of a video whose frames went to files; states in files"),
     (("video",), "`Video`, its `Chunk`s and `VideoState`: frames, and the rollout behind them"),
     (("prompts", "scenes", "media"), "prompts to embeddings; scenes from a line; files of frames"),
     (("checkpoint",), "our format on disk"),

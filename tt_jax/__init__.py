@@ -4,7 +4,9 @@ From a prompt to a video:
 
     load            a model, "shapes" (embedded) or a converted checkpoint's folder: a `Pipeline`
     encode_prompts  prompts by a model's text encoder alone, for `load(model, text=False)`
-    Pipeline        its generate, stream and encode_prompt give `Video`, `Chunk` and `VideoState`
+    Pipeline        its generate, stream and encode_prompt give `Video`, `Chunk` and `VideoState`;
+                    generate(out=...) writes frames as they are made and gives an `Overview`
+    save_state      what a rollout or a video continues from, in a file; `load_state` reads it
 
 The rollout as a function of arrays:
 
@@ -41,8 +43,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tt_jax._rollout import Rollout, lower, rollout, stream
     from tt_jax.errors import ModelError, NonFiniteError
+    from tt_jax.overview import Overview
     from tt_jax.pipeline import Pipeline, load
     from tt_jax.prompts import encode_prompts
+    from tt_jax.saved import load_state, save_state
     from tt_jax.strategies.flowmo import FlowMo
     from tt_jax.strategies.presets import preset
     from tt_jax.strategies.rolling_forcing import RollingForcing
@@ -60,6 +64,7 @@ _ORIGIN = {
     "FlowMo": "strategies.flowmo",
     "ModelError": "errors",
     "NonFiniteError": "errors",
+    "Overview": "overview",
     "Pipeline": "pipeline",
     "RollingForcing": "strategies.rolling_forcing",
     "Rollout": "_rollout",
@@ -70,9 +75,11 @@ _ORIGIN = {
     "VideoState": "video",
     "encode_prompts": "prompts",
     "load": "pipeline",
+    "load_state": "saved",
     "lower": "_rollout",
     "preset": "strategies.presets",
     "rollout": "_rollout",
+    "save_state": "saved",
     "stream": "_rollout",
     "switch": "strategies.switch",
 }
@@ -82,6 +89,7 @@ __all__ = [
     "FlowMo",
     "ModelError",
     "NonFiniteError",
+    "Overview",
     "Pipeline",
     "RollingForcing",
     "Rollout",
@@ -92,9 +100,11 @@ __all__ = [
     "VideoState",
     "encode_prompts",
     "load",
+    "load_state",
     "lower",
     "preset",
     "rollout",
+    "save_state",
     "stream",
     "switch",
 ]

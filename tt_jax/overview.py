@@ -71,7 +71,7 @@ class Observer:
 
     Args:
         length: frames of the whole video.
-        chunks: of it.
+        chunks: of it; left out, the first one that comes says it.
         held: what another one, of the same video, held.
         like: the overview of another run beside which this one will be shown: chunks are chosen by
             its interventions.
@@ -80,7 +80,7 @@ class Observer:
     def __init__(
         self,
         length: int,
-        chunks: int,
+        chunks: int = 0,
         held: dict[str, Any] | None = None,
         like: "Overview | None" = None,
     ) -> None:
@@ -98,6 +98,7 @@ class Observer:
         if chunk.change is not None:
             change = chunk.change._replace(prompt=None)  # the words are enough, and small
             self.held["changes"][len(self.held["starts"])] = change
+        self.chunks = chunk.total
         self.look(chunk.start, chunk.frames, chunk.rollout.numbers())
 
     def look(

@@ -437,7 +437,7 @@ def _write(
 
     first = next(chunks)
     paths = sample_paths(path, len(first.frames))
-    observer, state = Observer(length, first.total), first.state
+    observer, state = Observer(length), first.state
     with growing(paths) as add:
         for chunk in chain([first], chunks):
             if progress is not None:

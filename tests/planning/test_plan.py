@@ -101,9 +101,9 @@ def test_ten_minutes_of_the_14b_model_need_more_than_an_h100():
     need = fit.estimate(request("h100", "wan2.1-14b", frames=9600))
     assert need.kept == need.state == pytest.approx(23e9, rel=0.01)
     assert need.generating - need.kept < MACHINES["h100"].memory < need.device
-    # 2,400 latent frames of 16 channels in float32, in parts and joined.
-    assert need.made == pytest.approx(2 * 2400 * 16 * 60 * 104 * 4, rel=0.02)
-    assert need.host == 2 * 9600 * 832 * 480 * 3
+    # Frames leave as they are made: the length is no matter.
+    short = fit.estimate(request("h100", "wan2.1-14b", frames=160))
+    assert (need.made, need.host) == (short.made, short.host)
 
 
 def test_a_batch_is_shared_out_over_the_chips():

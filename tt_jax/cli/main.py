@@ -94,7 +94,8 @@ def own_process(args: argparse.Namespace) -> None:
     `args.cleans_up`: the command ends by itself at Ctrl-C. `args.computes`: it needs a device.
     """
     if not args.cleans_up:
-        signal.signal(signal.SIGINT, stop)
+        for number in (signal.SIGINT, signal.SIGTERM):  # the second one from a spot machine, say
+            signal.signal(number, stop)
     if not args.computes:
         os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is taken
     keep_programs()
@@ -113,7 +114,8 @@ def keep_programs() -> None:
 
 
 def stop(*_: Any) -> NoReturn:
-    """Ends the program at Ctrl-C. An exception would be lost, or worse, in XLA's callbacks."""
+    """Ends the program at Ctrl-C or SIGTERM. An exception would be lost, or worse, in callbacks of
+    XLA's."""
     from rich.console import Console
 
     discard_unfinished()

@@ -75,8 +75,11 @@ TRIM = {
 }  # fmt: skip
 
 
-def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Adds what generate and compare have in common; several: caches can be given."""
+def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> Any:
+    """Adds what generate and compare have in common; several: caches can be given.
+
+    Returns the group of what says which video.
+    """
     shown = parser.add_mutually_exclusive_group(required=True)
     shown.add_argument(
         "prompt", nargs="?",
@@ -152,6 +155,7 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> No
     flag = {"action": "store_const", "const": True}
     trim.add_argument("--resample-noise", **flag, help="fresh noise for a retry")
     trim.add_argument("--prune-sink", **flag, help="drop tokens of sink frames too")
+    return shown
 
 
 def seed(text: str) -> int:
@@ -172,6 +176,13 @@ def positive(text: str) -> int:
     """Type of a count."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"at least 1 is needed, not {text}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Type of a number that may be 0."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"at least 0 is needed, not {text}")
     return int(text)
 
 

@@ -3,14 +3,13 @@
 import dataclasses
 import itertools
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from tt_jax import records
 from tt_jax.files import new_folder
 from tt_jax.video import sample_paths
 
@@ -46,14 +45,18 @@ class Output:
     def videos(self, label: str | None = None) -> list[Path]:
         """The video of each sample, or one run's own."""
         path = self.path
-        if label is not None:  # which may have a policy's settings
-            words = re.sub(r"[^\w.+-]+", "-", label)
-            path = path.with_stem(f"{path.stem}-{words}")
+        if label is not None:
+            path = path.with_stem(f"{path.stem}-{word(label)}")
         return sample_paths(path, self.samples)
 
     def pictures(self) -> list[Path]:
         """The drift picture of each sample."""
         return [video.with_suffix(".png") for video in self.videos()]
+
+    @property
+    def unfinished(self) -> Path:
+        """The folder of what isn't finished; as long as it is there, the names are taken."""
+        return self.path.with_suffix(".run")
 
     def files(self) -> Iterator[Path]:
         """All of them."""
@@ -61,38 +64,40 @@ class Output:
             yield from self.videos(label)
         yield from (*self.pictures(), self.record)
 
-    def claim(self, record: Callable[["Output"], dict[str, Any]]) -> "Output":
-        """Writes the record under a name that no other run has.
-
-        Args:
-            record: makes the record, given the names.
+    def claim(self) -> "Output":
+        """Makes the folder `unfinished`, for names that no other run has.
 
         Returns:
-            Where the other files go: this, or with a number behind its name, where another run has
-            taken it since it was planned.
+            Where the files go: this, or with a number behind its name, where another run has taken
+            it since it was planned.
         """
         if self.own:
-            path = new_folder(self.path.parent) / self.path.name
-            output = dataclasses.replace(self, path=path)
-            try:
-                records.save(output.record, record(output), new=True)
-            except OSError:
-                with suppress(OSError):
-                    path.parent.rmdir()
-                raise
+            output = dataclasses.replace(self, path=new_folder(self.path.parent) / self.path.name)
+            output.unfinished.mkdir()
             return output
         self.path.parent.mkdir(parents=True, exist_ok=True)
         stem = self.path.stem
         for name in itertools.chain([stem], (f"{stem}_{n}" for n in itertools.count(2))):
             output = dataclasses.replace(self, path=self.path.with_stem(name))
-            if any(file.exists() for file in output.files()):
-                continue
             try:
-                records.save(output.record, record(output), new=True)
+                output.unfinished.mkdir()
             except FileExistsError:
                 continue
-            return output
+            if not any(file.exists() for file in output.files()):
+                return output
+            output.unfinished.rmdir()
         raise AssertionError  # it never ends
+
+    def clear(self) -> None:
+        """Removes the folder `unfinished`, and the folder around it where nothing else is in it."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        with suppress(OSError):
+            self.path.parent.rmdir()
+
+
+def word(label: str) -> str:
+    """A run's label, which may have a policy's settings, as part of a file's name."""
+    return re.sub(r"[^\w.+-]+", "-", label)
 
 
 def plan(
@@ -125,6 +130,11 @@ def plan(
         output = Output(out / f"{name}.mp4", False, samples, alone)
     writable(output.path.parent)
     if not output.own:
+        if output.unfinished.exists():
+            raise ValueError(
+                f"{output.unfinished} is of a run that isn't finished: go on with it (generate "
+                "--resume), give another --out, or remove it."
+            )
         refuse_existing(output.files())
     return output
 

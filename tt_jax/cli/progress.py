@@ -4,14 +4,14 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tt_jax.cli.console import say
-from tt_jax.video import Chunk, Video
+from tt_jax.video import Chunk
 
 EVERY = 10.0  # seconds between two lines
 
@@ -31,6 +31,7 @@ class Tally:
         frames: how many are there.
         abnormal: chunks that were, of all samples.
         severity: the latest chunk's, the highest of its samples.
+        before: chunks of them that an earlier call made.
         first: seconds until the first chunk was there; till then, programs were compiled.
         first_frames: frames of the first chunk.
         latest: seconds until the latest chunk was there.
@@ -46,6 +47,7 @@ class Tally:
     frames: int = 0
     abnormal: int = 0
     severity: float = math.nan
+    before: int = 0
     # When the first chunk was there, and its frames: until then, programs were compiled.
     first: float = 0.0
     first_frames: int = 0
@@ -59,19 +61,20 @@ class Tally:
         self.frames += chunk.frames.shape[1]
         self.abnormal += int(chunk.rollout.triggered.sum())
         self.severity = float(chunk.rollout.severity.max())
-        if self.chunks == 1:
+        if self.chunks == self.before + 1:
             self.first, self.first_frames = self.latest, self.frames
 
     def __str__(self) -> str:
-        if not self.chunks:
+        fresh = self.chunks - self.before
+        if not fresh:
             return f"compiling, {clock(time.perf_counter() - self.started)}"
         said = [
             f"chunk {self.chunks} of {self.total}",
             f"{self.frames / self.fps:.1f} of {self.wanted / self.fps:.1f} s",
         ]
-        if self.chunks > 1:
+        if fresh > 1:
             spent = self.latest - self.first
-            left = spent / (self.chunks - 1) * (self.total - self.chunks)
+            left = spent / (fresh - 1) * (self.total - self.chunks)
             said.append(f"{(self.frames - self.first_frames) / spent:.1f} frames/s")
             said.append(f"{clock(left)} left")
         if math.isfinite(self.severity) and self.severity > 0:
@@ -92,42 +95,39 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def watch(stream: Iterator[Chunk], tally: Tally) -> tuple[Video, dict[str, float]]:
-    """Collects a stream and says how far it is.
+def watch(stream: Iterator[Chunk], tally: Tally) -> Iterator[Chunk]:
+    """Says how far a stream is, while somebody takes its chunks.
 
     Args:
         stream: the chunks of a run that hasn't begun.
-        tally: of that run, not yet counted.
+        tally: of that run.
 
-    Returns:
-        The video, and the seconds until its first chunk and until its last.
+    Yields:
+        The chunks; none of them is kept.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        with _lines(tally):
-            video = Video.collect(stream, tally.add)
-    else:
-        columns = "{task.description}", "{task.fields[said]}"
-        bar = Progress(
-            TextColumn(columns[0]), BarColumn(24), TextColumn(columns[1]), TimeElapsedColumn(),
-            console=console,
-        )  # fmt: skip
-        with bar:
-            task = bar.add_task(tally.label, total=None, said="compiling")
-
-            def show(chunk: Chunk) -> None:
-                tally.add(chunk)
-                bar.update(task, total=tally.total, completed=tally.chunks, said=str(tally))
-
-            video = Video.collect(stream, show)
-    return video, {
-        "first_chunk": tally.first,
-        "all_chunks": time.perf_counter() - tally.started,
-    }
+    with _bar(console, tally) if console.is_terminal else _lines(tally) as show:
+        for chunk in stream:
+            tally.add(chunk)
+            show()
+            yield chunk
+            del chunk  # with a whole context
 
 
 @contextmanager
-def _lines(tally: Tally) -> Iterator[None]:
+def _bar(console: Console, tally: Tally) -> Iterator[Callable[[], None]]:
+    columns = "{task.description}", "{task.fields[said]}"
+    bar = Progress(
+        TextColumn(columns[0]), BarColumn(24), TextColumn(columns[1]), TimeElapsedColumn(),
+        console=console,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(tally.label, total=None, said="compiling")
+        yield lambda: bar.update(task, total=tally.total, completed=tally.chunks, said=str(tally))
+
+
+@contextmanager
+def _lines(tally: Tally) -> Iterator[Callable[[], None]]:
     """Says how far a run is, every ten seconds, even while nothing comes of it."""
     done = threading.Event()
 
@@ -138,7 +138,7 @@ def _lines(tally: Tally) -> Iterator[None]:
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
     try:
-        yield
+        yield lambda: None
     finally:
         done.set()
         teller.join()

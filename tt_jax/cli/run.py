@@ -1,4 +1,4 @@
-"""What `tt-jax generate` and `tt-jax compare` do: checks, then the runs and their files."""
+"""What `tt-jax generate` and `tt-jax compare` are asked for: checked, and loaded."""
 
 import argparse
 import dataclasses
@@ -6,6 +6,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,19 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tt_jax import cache, pipeline, records
-from tt_jax.checkpoint import default_dtype, find, read_config
-from tt_jax.cli.console import say
+from tt_jax.checkpoint import default_dtype, find, inside, read_config
+from tt_jax.cli import resume
+from tt_jax.cli.making import Job, make
 from tt_jax.cli.options import PLAIN, TRIMMED, UNWARPED
-from tt_jax.cli.output import Output, plan
-from tt_jax.cli.progress import Tally, count, watch
+from tt_jax.cli.output import Output, plan, word
+from tt_jax.cli.take import latest
 from tt_jax.media.read import read_clip
-from tt_jax.media.write import tile, write_video
 from tt_jax.models.configs import FPS, RolloutConfig
 from tt_jax.planning import memory
-from tt_jax.plots import drift as plots
-from tt_jax.plots import grid, style
 from tt_jax.prompts import check_prompts, encode_prompts
 from tt_jax.scenes import Changes, read_file, read_script
 from tt_jax.strategies.presets import Preset, preset
-from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.trim.tokentrim import TokenTrim
-from tt_jax.video import Video
 
 SECONDS = 30.0  # of a video, unless something else is asked for
 
@@ -106,9 +103,15 @@ def script_of(args: argparse.Namespace) -> tuple[Changes, float]:
 
 
 def request(
-    args: argparse.Namespace, presets: Sequence[str], caches: Sequence[str | None]
+    args: argparse.Namespace,
+    presets: Sequence[str],
+    caches: Sequence[str | None],
+    folder: Path | None = None,
 ) -> Callable[[], None]:
-    """Checks a request for each preset with each cache; the work makes them and writes files."""
+    """Checks a request for each preset with each cache; the work makes them and writes files.
+
+    folder: of an earlier call, which is gone on with.
+    """
     script, seconds = script_of(args)
     prompts = [change.prompt for change in script]
     frames = pipeline.frame_count(seconds)
@@ -118,22 +121,25 @@ def request(
     height, width = args.size or config.size
     pipeline.check_size(config, (height, width))
     several = len(labels) > 1
-    planned = plan(
-        args.out, prompts[0], "compare" if several else "video", samples=args.batch,
-        alone=labels if several else ()
-    )  # fmt: skip
+    if folder is None:
+        planned = plan(
+            args.out, prompts[0], "compare" if several else "video", samples=args.batch,
+            alone=labels if several else ()
+        )  # fmt: skip
+    else:
+        planned = Output(folder.with_suffix(".mp4"), False, args.batch)
     initial = None
     if args.init is not None:
         initial = read_initial(args.init, (height, width), frames)
     dtype = default_dtype()
     needs = [
         memory.estimate(
-            config, dtype, run.strategy, size=(height, width), frames=frames, batch=args.batch
+            config, dtype, run.strategy, size=(height, width), frames=frames, batch=args.batch,
+            streamed=True,
         )
         for run in runs.values()
-    ]
-    most = max(needs, key=lambda memory: memory.device)
-    memory.check(dataclasses.replace(most, host=most.host * len(runs)))
+    ]  # fmt: skip
+    memory.check(max(needs, key=lambda memory: memory.device))
 
     started = time.perf_counter()
     texts = encode_prompts(args.model, prompts, dtype)
@@ -144,13 +150,6 @@ def request(
     pipe = pipeline.load(
         args.model, dtype, allow_bidirectional=args.allow_bidirectional, text=False, vae=args.vae
     )
-    streams = {
-        label: pipe.stream(
-            encoded, seconds=seconds, seed=args.seed, strategy=run.strategy, trim=run.trim,
-            size=(height, width), initial=initial,
-        )
-        for label, run in runs.items()
-    }  # fmt: skip
     record = {
         "command": args.command,
         "prompt": prompts[0],
@@ -165,77 +164,32 @@ def request(
         "initial": args.init and describe(args.init),
         "strategy": {label: records.settings(run.strategy) for label, run in runs.items()},
         "trim": {label: records.settings(run.trim) for label, run in runs.items()},
-        "model": {"name": args.model, "kind": kind, "config": dataclasses.asdict(config)},
+        "model": {
+            "name": args.model,
+            "kind": kind,
+            "config": dataclasses.asdict(config),
+            "manifest": fingerprint(find(args.model)),
+        },
         "vae": args.vae,
         "versions": records.versions(),
         "device": records.device(),
     }
-    loading = time.perf_counter() - started
-
-    def work() -> None:
-        timings: dict[str, Any] = {"loading": loading}
-        videos, tallies = {}, []
-        for label, stream in streams.items():
-            tallies.append(Tally(label, frames, FPS, runs[label].trim.retries > 0))
-            videos[label], timings[label] = watch(stream, tallies[-1])
-
-        def whole(output: Output) -> dict[str, Any]:
-            own = {label: output.videos(label) for label in output.alone}
-            samples = records.samples(videos, output.videos(), own)
-            # Of the first sample: all have the same prompts.
-            switches = {label: records.switches(video, 0) for label, video in videos.items()}
-            return record | {"switches": switches, "timings": timings, "samples": samples}
-
-        # First, so that nothing measured is lost whatever happens to the rest.
-        output = planned.claim(whole)
-        save_videos(output, videos)
-        note = [args.model, f"seed {args.seed}", *notes(list(runs.values()))]
-        acted = runs[labels[-1]].trim.retries > 0
-        title = " | ".join(prompts)
-        for i, file in enumerate(output.pictures()):
-            if len(videos) > 2:
-                picture = grid.picture(videos, title, " · ".join(note), sample=i)
-            else:
-                picture = plots.picture(videos, title, " · ".join(note), acted=acted, sample=i)
-            style.save(picture, file)
-        conclude(output, tallies)
-
-    return work
-
-
-def conclude(output: Output, tallies: list[Tally]) -> None:
-    """Says what was made: the videos on stdout, the rest beside it."""
-    for tally in tallies:
-        chunks = f"{tally.abnormal} of {count(tally.chunks * output.samples, 'chunk')}"
-        acted = f"intervened in {chunks}" if tally.acts else f"{chunks} abnormal, none made again"
-        made = f"{tally.wanted / tally.fps:.1f} s of video in {tally.latest:.1f} s"
-        say(f"{tally.label}: {acted}; {made}.")
-    for label in output.alone:
-        say(f"{label} alone: {', '.join(map(str, output.videos(label)))}")
-    say(f"picture: {', '.join(map(str, output.pictures()))}; record: {output.record}")
-    print(*output.videos(), sep="\n")
-
-
-def notes(runs: Sequence[Preset]) -> list[str]:
-    """The settings that a picture's note gives: those of one or two runs' last, of more what they
-    share."""
-    trim = runs[-1].trim
-    said = [f"p {trim.p:g}, λ {trim.lam:g}, warm-up {trim.warmup}"]
-    hosts = []
-    for strategy, _ in runs[-1:] if len(runs) <= 2 else runs:
-        own = isinstance(strategy, SelfForcing)
-        hosts.append(cache.describe(strategy.policy) if own else "Rolling Forcing")
-    return [hosts[0], *said] if len(set(hosts)) == 1 else said
-
-
-def save_videos(output: Output, videos: dict[str, Video]) -> None:
-    """Writes the only run's videos, or several runs in a grid and each alone."""
-    for label in output.alone:
-        for path, frames in zip(output.videos(label), videos[label].frames, strict=True):
-            write_video(path, frames)
-    for i, path in enumerate(output.videos()):
-        frames = [video.frames[i] for video in videos.values()]
-        write_video(path, frames[0] if len(frames) == 1 else tile(frames, list(videos)))
+    if folder is not None:
+        resume.check(folder, record)
+    held = None if folder is None else latest(folder / word(labels[0]))
+    streams = {
+        label: pipe.stream(
+            encoded, seconds=seconds, seed=args.seed, strategy=run.strategy, trim=run.trim,
+            size=(height, width), initial=initial, resume=None if held is None else held["state"],
+        )
+        for label, run in runs.items()
+    }  # fmt: skip
+    job = Job(
+        planned, runs, streams, record, frames, time.perf_counter() - started,
+        every=0 if several else FPS * args.save_every, resumed=folder is not None,
+        before=held and {name: held[name] for name in ("held", "segment")},
+    )  # fmt: skip
+    return partial(make, job)
 
 
 def read_initial(path: Path, size: tuple[int, int], frames: int) -> UInt8[np.ndarray, "t h w 3"]:
@@ -258,3 +212,9 @@ def describe(path: Path) -> dict[str, str]:
     """A file's name and SHA-256, for the record."""
     with path.open("rb") as file:
         return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def fingerprint(model: Path) -> str | None:
+    """SHA-256 of what says which arrays a model has; None where nothing does."""
+    manifest = inside(model, "manifest.json")
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else None

@@ -96,8 +96,9 @@ def estimate(asked: Request) -> Memory:
         return total
 
     whole = memory.estimate(
-        config, DTYPE, asked.strategy, size=asked.size, frames=asked.frames, batch=asked.batch
-    )
+        config, DTYPE, asked.strategy, size=asked.size, frames=asked.frames, batch=asked.batch,
+        streamed=True,
+    )  # fmt: skip
     state = whole.state // (data * tensor)
     return dataclasses.replace(
         whole,

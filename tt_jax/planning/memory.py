@@ -16,6 +16,8 @@ from tt_jax.models.configs import ModelConfig
 from tt_jax.models.tiny_vae import TinyVAEConfig
 from tt_jax.nn.dot_product import LOGIT_BYTES
 
+ENCODED = 64  # frames' worth of RGB that x264 holds, measured: `python -m benchmarks memory`
+
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -31,10 +33,12 @@ class Memory:
         state: one state of the rollout, with its K/V buffer.
         kept: the second state: a stream gives one away with each chunk, to continue from, and makes
             the next one beside it.
-        made: latents and records of all chunks, as parts and then joined.
+        made: latents and records of all chunks, as parts and then joined; of a streamed video, of
+            the two chunks that are at work.
         denoising: activations of one pass of the transformer.
         decoding: activations and cache of one step of the VAE.
-        host: frames of the finished video in main memory, chunk by chunk and then joined.
+        host: frames of the finished video in main memory, chunk by chunk and then joined; of a
+            streamed video, of two chunks, and the pictures that an encoder looks ahead at.
     """
 
     text: int
@@ -79,6 +83,7 @@ def estimate(
     size: tuple[int, int],
     frames: int,
     batch: int,
+    streamed: bool = False,
 ) -> Memory:
     """Memory of a run, from shapes alone.
 
@@ -89,6 +94,7 @@ def estimate(
         size: height and width of the video in pixels.
         frames: of the video.
         batch: videos made at once.
+        streamed: frames go to a file as they are made (`Pipeline.generate(out=...)`, `tt-jax`).
 
     Returns:
         Bytes of the whole batch, on one device.
@@ -122,6 +128,10 @@ def estimate(
         decoding = 8 * height * width * vae.dim * vae.dim_mult[0] * kind
     decoding *= vae.temporal_stride
     chunks = math.ceil(frames / vae.temporal_stride / strategy.chunk)
+    held = 2 * frames
+    if streamed:
+        held = 4 * min(frames, vae.temporal_stride * strategy.chunk) + ENCODED
+        chunks = 1
     made = chunks * (strategy.chunk * latent * dit.channels + 2 * tokens) * wide
     return Memory(
         text=weights["text"],
@@ -132,7 +142,7 @@ def estimate(
         made=2 * batch * made,
         denoising=denoising,
         decoding=batch * decoding,
-        host=2 * batch * frames * height * width * 3,
+        host=batch * held * height * width * 3,
     )
 
 
