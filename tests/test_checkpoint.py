@@ -11,8 +11,9 @@ import pytest
 from models import PROMPT, TINY
 
 import tt_jax
-from tt_jax.checkpoint import ModelError, find, load_part, read_config, read_stored
+from tt_jax.checkpoint import find, load_part, read_config, read_stored
 from tt_jax.cli.main import main
+from tt_jax.errors import ModelError
 from tt_jax.prompts import encode_prompts
 
 

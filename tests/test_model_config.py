@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tt_jax.checkpoint import ModelError, Stored, read_stored, write_stored
+from tt_jax.checkpoint import Stored, read_stored, write_stored
+from tt_jax.errors import ModelError
 from tt_jax.models.configs import RolloutConfig
 
 

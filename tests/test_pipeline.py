@@ -12,7 +12,7 @@ from models import PROMPT, TINY
 
 import tt_jax
 from tt_jax import cache, pipeline, records, verify
-from tt_jax.checkpoint import ModelError
+from tt_jax.errors import ModelError
 from tt_jax.pipeline import NonFiniteError
 from tt_jax.plots import drift, style
 from tt_jax.scenes import Change

@@ -11,7 +11,7 @@ from models import PROMPT
 
 import tt_jax
 from tt_jax import prompts
-from tt_jax.checkpoint import ModelError
+from tt_jax.errors import ModelError
 
 
 @pytest.fixture
