@@ -71,6 +71,8 @@ def test_gradients_equal_finite_differences(dit, text, chunks, trim):
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
     predicted = sum(float(jnp.sum(g * d)) for g, d in pairs)
     assert abs(measured - predicted) <= 2e-2 * abs(predicted) + 1e-2
+    if chunks == 1:
+        return  # remat over all chunks includes the first's
     again = jax.jit(jax.grad(lambda x: scalar(x, remat=True)))(inputs)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)

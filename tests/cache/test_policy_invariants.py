@@ -48,6 +48,13 @@ POLICIES = [
     FadeMem(9, 5),
 ]
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda p: repr(p).replace(" ", ""))
+# A window, averages and an archive; the others are slow.
+QUICK = (Window, EmaSink, RelaxForcing)
+some_quickly = pytest.mark.parametrize(
+    "policy",
+    [p if isinstance(p, QUICK) else pytest.param(p, marks=pytest.mark.slow) for p in POLICIES],
+    ids=lambda p: repr(p).replace(" ", ""),
+)
 
 
 @functools.cache
@@ -74,6 +81,29 @@ def arguments(policy, lam=EAGER.lam):
 def chunks(policy):
     """A stream's chunks, each with the state after it: a Python loop over one compiled step."""
     return list(stream(dit(), text(), jax.random.key(0), chunks=CHUNKS, **arguments(policy)))
+
+
+def with_lam(lam):
+    return dataclasses.replace(EAGER, lam=jnp.float32(lam))
+
+
+def begin(policy):
+    graph, params = nnx.split(dit())
+    return _begin(graph, params, text(), jax.random.key(0), GRID, strategy(policy), None)
+
+
+@functools.cache
+def program(policy, count):
+    """The whole rollout of so many chunks, compiled."""
+    graph, params = nnx.split(dit())
+    args = (count, GRID, strategy(policy), with_lam(EAGER.lam), None)
+    return _rollout.lower(graph, params, text(), *args, begin(policy), False).compile()
+
+
+def whole(policy, lam=EAGER.lam):
+    """A rollout of `CHUNKS` chunks by `program`."""
+    params = nnx.split(dit())[1]
+    return program(policy, CHUNKS)(params, text(), with_lam(lam), None, begin(policy))
 
 
 def latents(parts):
@@ -103,7 +133,7 @@ def test_1_one_compilation_and_states_of_one_shape(policy):
     assert chunks(policy)[3].triggered.all() and not out.triggered.any()
 
 
-@every_policy
+@some_quickly
 def test_2_what_may_not_be_read_has_no_influence(policy):
     """Large values in dropped and empty entries, of buffer and archive, change nothing: neither the
     chunk, nor what is averaged or stored when it is accepted."""
@@ -159,9 +189,11 @@ def filled(k, v, hidden):
 @pytest.mark.slow
 @every_policy
 def test_3_off_is_a_trigger_that_never_fires(policy):
-    common = {"chunks": CHUNKS, "grid": GRID, "strategy": strategy(policy)}
-    never = rollout(dit(), text(), jax.random.key(0), trim=TokenTrim(p=0.25, lam=1e9), **common)
-    off = rollout(dit(), text(), jax.random.key(0), trim=TokenTrim.off(), **common)
+    never = whole(policy, lam=1e9)
+    off = rollout(
+        dit(), text(), jax.random.key(0), chunks=CHUNKS, grid=GRID, strategy=strategy(policy),
+        trim=TokenTrim.off(),
+    )  # fmt: skip
     np.testing.assert_array_equal(never.latents, off.latents)
     assert np.isfinite(never.latents).all()
 
@@ -169,7 +201,7 @@ def test_3_off_is_a_trigger_that_never_fires(policy):
 @pytest.mark.slow
 @every_policy
 def test_4_5_the_scan_equals_a_loop_that_goes_on_from_each_state(policy):
-    out = rollout(dit(), text(), jax.random.key(0), chunks=CHUNKS, **arguments(policy))
+    out = whole(policy)
     want = latents(chunks(policy))
     assert np.linalg.norm(out.latents - want) <= 1e-6 * np.linalg.norm(want)
     for name in ("triggered", "pruned"):
@@ -182,7 +214,7 @@ def test_4_5_the_scan_equals_a_loop_that_goes_on_from_each_state(policy):
     assert equal(again.state, chunks(policy)[4].state)
 
 
-@every_policy
+@some_quickly
 def test_6_neighbours_do_not_matter(policy):
     other = text().at[1].set(-3.0)
     state = None
@@ -199,16 +231,9 @@ def test_6_neighbours_do_not_matter(policy):
 @pytest.mark.slow
 @every_policy
 def test_1_memory_does_not_grow_with_chunks(policy):
-    graph, params = nnx.split(dit())
-    made = strategy(policy)
-    state = _begin(graph, params, text(), jax.random.key(0), GRID, made, None)
-
     def temporary(count):
-        lowered = _rollout.lower(
-            graph, params, text(), count, GRID, made, EAGER, None, state, False
-        )
-        analysis = lowered.compile().memory_analysis()
+        analysis = program(policy, count).memory_analysis()
         return analysis.temp_size_in_bytes, analysis.output_size_in_bytes
 
-    (short, short_out), (long, long_out) = temporary(10), temporary(200)
+    (short, short_out), (long, long_out) = temporary(CHUNKS), temporary(200)
     assert long - short <= (long_out - short_out) + 0.01 * short
