@@ -102,11 +102,13 @@ def test_infinity_rope_at_a_switch(how, methods, dit, parity_record):
     run(dit, arrays, InfinityRope(), parity_record, {5: ("B", how)})
 
 
+@pytest.mark.slow
 def test_long_live_at_a_switch(methods, dit, parity_record):
     arrays = load_file(methods / "ll_switch_sink.safetensors")
     run(dit, arrays, LongLive(), parity_record, {7: ("B", "recache")})
 
 
+@pytest.mark.slow
 def test_mem_rope(methods, dit, parity_record):
     arrays = load_file(methods / "mr_ema.safetensors")
     contexts = run(dit, arrays, MemRope(), parity_record)

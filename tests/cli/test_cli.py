@@ -173,6 +173,7 @@ def test_start_from_a_picture_of_another_size(run):
     assert record["initial"]["file"] == "start.png" and len(record["initial"]["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_cut_and_that_is_said(run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -544,6 +544,7 @@ def test_the_committed_slice_reruns_with_the_same_numbers(elsewhere):
     assert cli.main(["lab", "report", "smoke"]) == 0
 
 
+@pytest.mark.slow
 def test_the_videos_are_the_pipelines_own(tiny_model, tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(TINY.format(model=tiny_model))

@@ -59,6 +59,7 @@ def wan(golden):
     )
 
 
+@pytest.mark.slow
 def test_encode(wan, recorded, parity_record):
     out = encode(wan, recorded["video"])
     parity_record("VAE encode", "Wan, recorded", SIZE, distance(out, recorded["encode_mu"]), 1e-5)
@@ -87,6 +88,7 @@ def test_decode(wan, recorded, frames, name, parity_record):
     parity_record("VAE decode", "Wan, recorded", size, value, 1e-5)
 
 
+@pytest.mark.slow
 def test_decode_in_parts(wan, recorded, parity_record):
     cache = None
     for part in range(2):

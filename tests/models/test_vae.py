@@ -133,7 +133,14 @@ def test_frames_see_the_past(vae):
     assert distance(decode_raw(vae, latents)[:, -1], decode_raw(vae, other)[:, -1]) > 1e-6
 
 
-@pytest.mark.parametrize("parts", [(1, 1, 1, 1, 1), (2, 3), (1, 4)])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param((1,) * 5, marks=pytest.mark.slow),
+        (2, 3),
+        pytest.param((1, 4), marks=pytest.mark.slow),
+    ],
+)
 def test_parts_equal_the_whole_bit_for_bit(vae, parts):
     latents = 2 * noise(2, 5, 2, 3, 3)
     cache, frames, start = None, [], 0
@@ -145,6 +152,7 @@ def test_parts_equal_the_whole_bit_for_bit(vae, parts):
     np.testing.assert_array_equal(np.concatenate(frames, axis=1), decode(vae, latents))
 
 
+@pytest.mark.slow
 def test_later_frames_in_a_scan(vae):
     latents = noise(1, 5, 2, 2, 3)
 
@@ -165,6 +173,7 @@ def test_later_frames_in_a_scan(vae):
     np.testing.assert_array_equal(whole, decode(vae, latents))
 
 
+@pytest.mark.slow
 def test_step_by_step_is_the_clip_at_once(vae):
     video, latents = noise(1, 9, 8, 8, 3), noise(1, 3, 2, 2, 3)
     assert distance(encode(vae, video), moments(vae, video)[0]) < 2e-6

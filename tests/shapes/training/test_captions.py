@@ -46,6 +46,7 @@ def test_they_are_split_as_the_tokenizer_splits_them(told, tokenizer):
     np.testing.assert_array_equal(mask, expected_mask)
 
 
+@pytest.mark.slow
 def test_they_say_the_scenes_facts(told):
     scenes, texts, _, _ = told
     for scene, text in zip(scenes, texts, strict=True):
@@ -54,6 +55,7 @@ def test_they_say_the_scenes_facts(told):
         assert said.camera in ({shown.camera} if scene.pan else {None, "fixed"})
 
 
+@pytest.mark.slow
 def test_they_use_every_word_and_no_other(told):
     scenes, texts, _, _ = told
     rng = np.random.default_rng(2)

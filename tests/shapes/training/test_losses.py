@@ -71,6 +71,7 @@ def test_a_window_is_a_clip_where_it_sees_what_a_clip_sees(inputs):
     np.testing.assert_allclose(unseen[:, :2], found[:, :2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_own_denoising_is_the_steps_one_by_one(inputs):
     dit, text, latents, noise, _ = inputs
     levels = np.array([1.0, 0.5], np.float32)

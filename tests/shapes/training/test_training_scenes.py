@@ -65,6 +65,7 @@ def test_sampled_as_the_world_samples(both, names):
         assert abs(ours[kind] - theirs[kind]) < spread, (kind, ours[kind], theirs[kind])
 
 
+@pytest.mark.slow
 def test_sampled_scenes_keep_the_worlds_rules(both):
     for scenes in both:
         second = scenes.there[:, 1]
