@@ -204,7 +204,15 @@ def name_words(name: str) -> tuple[str, ...]:
 
 
 def is_extra(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is no model's: a table, a mark or a counter."""
+    """Whether a tensor is no model's: a table, a mark or a counter.
+
+    Args:
+        name: its name.
+        tensor: what it holds.
+
+    Returns:
+        True for those that conversion leaves out.
+    """
     return bool(BUFFERS.search(name) or (tensor.size <= 1 and COUNTERS.search(name)))
 
 

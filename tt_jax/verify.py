@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 
 from tt_jax._rollout import rollout
 from tt_jax.checkpoint import (
-    ModelError,
     Stored,
     inside,
     load_arrays,
@@ -22,6 +21,7 @@ from tt_jax.checkpoint import (
     read_stored,
     shapes,
 )
+from tt_jax.errors import ModelError
 from tt_jax.models.tokenizer import Tokenizer
 from tt_jax.models.vae import VAE
 from tt_jax.nn.layers import wide
@@ -214,7 +214,15 @@ def try_dit(folder: Path, stored: Stored) -> Row:
 
 
 def try_tiny_vae(folder: Path, stored: Stored) -> Row:
-    """A few frames from noise, in float32."""
+    """A few frames from noise, in float32.
+
+    Args:
+        folder: of the model.
+        stored: what its config.json says.
+
+    Returns:
+        A row that says whether all decoded frames are finite.
+    """
     config = stored.parts["tiny_vae"]
     tiny = load_part(folder, "tiny_vae", config, jnp.float32)
     latents = jax.random.normal(jax.random.key(0), (1, 2, 8, 8, config.latent_channels))

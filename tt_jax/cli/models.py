@@ -33,7 +33,15 @@ def check(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def cells(name: str, known: Any) -> tuple[str, ...]:
-    """A row without its name."""
+    """A row without its name.
+
+    Args:
+        name: the model's.
+        known: what is known of it, a `convert.known.Known`.
+
+    Returns:
+        One text a column.
+    """
     from tt_jax.checkpoint import shapes
     from tt_jax.models.configs import CONFIGS
     from tt_jax.models.tiny_vae import TinyVAEConfig

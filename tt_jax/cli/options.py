@@ -76,9 +76,14 @@ TRIM = {
 
 
 def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> Any:
-    """Adds what generate and compare have in common; several: caches can be given.
+    """Adds what generate and compare have in common.
 
-    Returns the group of what says which video.
+    Args:
+        parser: the command's.
+        several: several caches can be given.
+
+    Returns:
+        The group of what says which video.
     """
     shown = parser.add_mutually_exclusive_group(required=True)
     shown.add_argument(

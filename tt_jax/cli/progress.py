@@ -84,7 +84,15 @@ class Tally:
 
 
 def count(number: int, what: str) -> str:
-    """A number of things."""
+    """A number of things.
+
+    Args:
+        number: how many.
+        what: one of them.
+
+    Returns:
+        The number and the word, in the plural unless it is one.
+    """
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 

@@ -19,7 +19,12 @@ Key = tuple[str, ...]  # stress, host, arm, seconds, seed, prompt, as the tables
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Seen:
-    """What was measured of one video: curves per second and per chunk, and single numbers."""
+    """What was measured of one video: curves per second and per chunk, and single numbers.
+
+    Attributes:
+        curves: by name, one value per second or per chunk.
+        numbers: by name, of the whole video.
+    """
 
     curves: Mapping[str, Float[np.ndarray, " t"]]
     numbers: Mapping[str, float]
@@ -27,7 +32,13 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A number of a video. digits: behind the point."""
+    """A number of a video.
+
+    Attributes:
+        title: what a report calls it.
+        of: takes it from what was measured; NaN where there is none.
+        digits: behind the point.
+    """
 
     title: str
     of: Callable[[Seen], float]
@@ -53,12 +64,28 @@ class Comparison:
     videos: Mapping[str, Sequence[Sequence[Seen]]]
 
     def values(self, arm: str, measure: Measure) -> Float[np.ndarray, " prompts"]:
-        """A measure of each prompt, the mean over its seeds."""
+        """A measure of each prompt, the mean over its seeds.
+
+        Args:
+            arm: its name.
+            measure: what to take of each video.
+
+        Returns:
+            One value a prompt.
+        """
         found = [[measure.of(seen) for seen in seeds] for seeds in self.videos[arm]]
         return _mean(np.array(found, float))
 
     def curve(self, arm: str, name: str) -> Float[np.ndarray, "prompts t"] | None:
-        """A curve of each prompt, the mean over its seeds; None if nothing was measured."""
+        """A curve of each prompt, the mean over its seeds.
+
+        Args:
+            arm: its name.
+            name: of the curve.
+
+        Returns:
+            A row a prompt; None if nothing was measured.
+        """
         rows = [[seen.curves[name] for seen in seeds] for seeds in self.videos[arm]]
         curves = _mean(np.moveaxis(np.array(rows, float), 1, -1))
         return None if np.isnan(curves).all() else curves
@@ -107,7 +134,15 @@ def _seen(rows):
 
 
 def comparisons(study: Study, seen: Mapping[Key, Seen]) -> list[Comparison]:
-    """The study's comparisons of which at least one prompt is finished."""
+    """A study's comparisons of which at least one prompt is finished.
+
+    Args:
+        study: the grid.
+        seen: what was measured, by stress, host, arm, seconds, seed and prompt.
+
+    Returns:
+        One for each stress and host, in their order.
+    """
     found = []
     for stress in study.stress:
         for host in study.hosts:
@@ -133,7 +168,16 @@ def comparisons(study: Study, seen: Mapping[Key, Seen]) -> list[Comparison]:
 def run_times(
     timings: Sequence[Mapping[str, str]], comparison: Comparison, baseline: str
 ) -> dict[str, float]:
-    """Each arm's wall time over the baseline's: the median over the batches that both have."""
+    """Each arm's wall time over the baseline's: the median over the batches that both have.
+
+    Args:
+        timings: rows of `timings.csv`.
+        comparison: arms under one host and stress.
+        baseline: name of the arm that the others are divided by.
+
+    Returns:
+        Ratios by the names of arms; NaN where no batch is finished in both.
+    """
     wall = {tuple(row[name] for name in TIMING_KEYS): float(row["wall"]) for row in timings}
     study = comparison.study
     ratios: dict[str, float] = {}
@@ -151,8 +195,15 @@ def run_times(
 def costs(
     timings: Sequence[Mapping[str, str]], comparison: Comparison
 ) -> dict[str, dict[str, float]]:
-    """What a chunk of each arm costs by its shapes, by the names in `store.COSTS`; without those
-    that weren't counted."""
+    """What a chunk of each arm costs by its shapes.
+
+    Args:
+        timings: rows of `timings.csv`.
+        comparison: arms under one host and stress.
+
+    Returns:
+        For each arm the costs that were counted, by the names in `store.COSTS`.
+    """
     found: dict[str, dict[str, float]] = {arm.name: {} for arm in comparison.study.arms}
     for row in timings:
         here = row["stress"], row["host"], row["seconds"]

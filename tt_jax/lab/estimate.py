@@ -22,7 +22,13 @@ REMADE = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Seconds of wall time: to compile, for a batch's chunk, to measure a video's second."""
+    """Seconds of wall time.
+
+    Attributes:
+        compiling: the programs of a system.
+        chunk: a chunk of a whole batch.
+        measuring: a second of one video.
+    """
 
     compiling: float
     chunk: float
@@ -64,7 +70,15 @@ def system(cell: Cell) -> tuple[Any, ...]:
 
 
 def hours(cells: Sequence[Cell], pipe_of: Callable[[Cell], Pipeline]) -> float:
-    """Estimated hours of wall time for the cells; tries every system out, so it takes minutes."""
+    """Estimated hours of wall time for the cells; tries every system out, so it takes minutes.
+
+    Args:
+        cells: what is to be made.
+        pipe_of: loads a cell's model.
+
+    Returns:
+        Hours.
+    """
     firsts = {system(cell): cell for cell in reversed(cells)}
     speeds = {key: try_out(cell, pipe_of(cell)) for key, cell in firsts.items()}
     configs = {key: pipe_of(cell).config for key, cell in firsts.items()}

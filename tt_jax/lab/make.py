@@ -137,7 +137,15 @@ def check(cell: Cell, config: ModelConfig) -> None:
 
 
 def chunk_count(cell: Cell, config: ModelConfig) -> int:
-    """Chunks of each of the cell's videos."""
+    """Chunks of each of the cell's videos.
+
+    Args:
+        cell: what is to be made.
+        config: its model's.
+
+    Returns:
+        How many.
+    """
     return len(_ends(cell, config))
 
 
@@ -151,7 +159,16 @@ def _ends(cell: Cell, config: ModelConfig) -> list[int]:
 
 
 def plant_chunk(cell: Cell, plant: Plant, config: ModelConfig) -> int:
-    """The first chunk that the cell's stress has made with a corrupted memory."""
+    """The first chunk that the cell's stress has made with a corrupted memory.
+
+    Args:
+        cell: whose videos.
+        plant: what is corrupted, and when.
+        config: its model's.
+
+    Returns:
+        Its number, from 0.
+    """
     frame = frame_count(plant.second)
     return 1 + next(i for i, end in enumerate(_ends(cell, config)) if end >= frame)
 
@@ -189,7 +206,15 @@ def make(cell: Cell, pipe: Pipeline) -> Made:
 
 
 def planted(cell: Cell, config: ModelConfig) -> Planted | None:
-    """Where and when the cell's stress plants a corruption, if it does."""
+    """Where and when the cell's stress plants a corruption, if it does.
+
+    Args:
+        cell: whose videos.
+        config: its model's.
+
+    Returns:
+        Tokens and chunks of the corruption; None if the cell's stress plants none.
+    """
     plant = cell.stress.plant
     if plant is None:
         return None
@@ -206,6 +231,13 @@ def chunks(cell: Cell, pipe: Pipeline) -> Iterator[Chunk]:
     """The chunks of a cell's videos.
 
     Noise depends on the seed and on the place in the study, so that arms are matched.
+
+    Args:
+        cell: what is to be made.
+        pipe: its model.
+
+    Yields:
+        Each chunk as soon as it is made.
     """
     host = strategy(cell, pipe.config)
     request = {"trim": cell.arm.trim, "strategy": host}

@@ -24,7 +24,15 @@ Row = dict[str, Any]
 
 
 def observe(cell: Cell, made: Made) -> list[list[Row]]:
-    """For each of the cell's videos its rows; columns that have no value are left out."""
+    """What is measured of a cell's videos.
+
+    Args:
+        cell: what was asked for.
+        made: its videos, and what was recorded of them.
+
+    Returns:
+        For each video its rows; columns that have no value are left out.
+    """
     return [
         _video(cell, made, sample, prompt.text, bool(prompt.regime))
         for sample, prompt in enumerate(cell.prompts)

@@ -30,7 +30,14 @@ MOTION = Measure("motion, % of the height a second", over_all("motion"))
 
 
 class Style(NamedTuple):
-    """How an arm is drawn: its line's colour, width and dashes, and its marker."""
+    """How an arm is drawn.
+
+    Attributes:
+        colour: of its line and marker.
+        width: of its line, in points.
+        dashes: of its line, as Matplotlib's line styles.
+        marker: as Matplotlib's.
+    """
 
     colour: ColorType
     width: float
@@ -85,7 +92,16 @@ def drift(comparison: Comparison) -> Figure:
 
 
 def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) -> Figure:
-    """Each arm's drift against its motion and its wall time, with 95 % intervals over prompts."""
+    """Each arm's drift against its motion and its wall time, with 95 % intervals over prompts.
+
+    Args:
+        comparison: arms under one host and stress.
+        times: each arm's wall time over the baseline's.
+        baseline: name of the arm that times are divided by.
+
+    Returns:
+        Two panels: drift against motion, and against time.
+    """
     figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for arm, look in styles(list(comparison.videos)).items():

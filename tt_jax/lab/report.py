@@ -58,7 +58,17 @@ def write(
     rows: Sequence[Mapping[str, str]],
     timings: Sequence[Mapping[str, str]],
 ) -> list[Path]:
-    """Writes `report.md` and its pictures into the folder; returns their paths."""
+    """Writes `report.md` and its pictures into the folder.
+
+    Args:
+        folder: of a run.
+        experiment: what was run.
+        rows: of `results.csv`.
+        timings: rows of `timings.csv`.
+
+    Returns:
+        Paths of what was written.
+    """
     seen = videos(rows)
     parts, pages = ["# Report", HOW_TO_READ], []
     for study in experiment.studies:
@@ -92,7 +102,16 @@ def slug(*names: str) -> str:
 
 
 def section(comparison: Comparison, against: Sequence[str], times: Mapping[str, float]) -> str:
-    """The tables of a comparison."""
+    """The tables of a comparison.
+
+    Args:
+        comparison: arms under one host and stress.
+        against: names of the arms that the others are compared with, the baseline first.
+        times: each arm's wall time over the baseline's.
+
+    Returns:
+        Markdown.
+    """
     arms = list(comparison.videos)
     count, asked = len(comparison.prompts), len(comparison.study.prompts)
     parts = [f"### {comparison.host}, {comparison.stress.name}"]
@@ -127,6 +146,15 @@ def policies(
 
     Where an arm that intervenes has one beside it that doesn't, under the same cache, its objects
     lost are compared with that one's.
+
+    Args:
+        comparison: arms under one host and stress.
+        times: each arm's wall time over the baseline's.
+        spent: what a chunk of each arm costs (`compare.costs`).
+        baseline: name of the arm that times are divided by.
+
+    Returns:
+        Markdown.
     """
     plain = {arm.cache: arm.name for arm in comparison.study.arms if not arm.trim.retries}
     lost, rows = POLICY[0], []
@@ -148,7 +176,16 @@ def policies(
 
 
 def differences(comparison: Comparison, baseline: str, others: Sequence[str]) -> str:
-    """Paired differences of every measure."""
+    """Paired differences of every measure.
+
+    Args:
+        comparison: arms under one host and stress.
+        baseline: name of the arm that is subtracted.
+        others: names of those it is subtracted from.
+
+    Returns:
+        Markdown.
+    """
     rows = []
     for m in [*ENDS, *CHANGES, *FIELD, *AFTER_PLANT]:
         plain = comparison.values(baseline, m)
@@ -159,7 +196,15 @@ def differences(comparison: Comparison, baseline: str, others: Sequence[str]) ->
 
 
 def by_regime(comparison: Comparison, arms: Sequence[str]) -> str:
-    """Values within each regime; what the arms do there too."""
+    """Values within each regime; what the arms do there too.
+
+    Args:
+        comparison: arms under one host and stress.
+        arms: their names.
+
+    Returns:
+        Markdown.
+    """
     rows = []
     for regime, places in comparison.regimes().items():
         for m in (*BY_REGIME, *ACTS):
@@ -170,7 +215,16 @@ def by_regime(comparison: Comparison, arms: Sequence[str]) -> str:
 
 
 def differences_by_regime(comparison: Comparison, baseline: str, others: Sequence[str]) -> str:
-    """Paired differences within each regime."""
+    """Paired differences within each regime.
+
+    Args:
+        comparison: arms under one host and stress.
+        baseline: name of the arm that is subtracted.
+        others: names of those it is subtracted from.
+
+    Returns:
+        Markdown.
+    """
     rows = []
     for regime, places in comparison.regimes().items():
         for m in BY_REGIME:
@@ -182,7 +236,16 @@ def differences_by_regime(comparison: Comparison, baseline: str, others: Sequenc
 
 
 def cell(interval: Interval, measure: Measure, *, sign: bool = False) -> str:
-    """A value with its interval, "" if there is none; with a sign, bold where zero is left out."""
+    """A value with its interval.
+
+    Args:
+        interval: what to write.
+        measure: of which.
+        sign: write a sign, and bold where zero is left out of the interval.
+
+    Returns:
+        Markdown; "" if there is no value.
+    """
     if not interval.count:
         return ""
     form = f"{'+' if sign else ''}.{measure.digits}f"
@@ -193,6 +256,14 @@ def cell(interval: Interval, measure: Measure, *, sign: bool = False) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, numbers to the right."""
+    """A table in Markdown, numbers to the right.
+
+    Args:
+        header: titles of the columns.
+        rows: their cells.
+
+    Returns:
+        Markdown.
+    """
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -136,6 +136,13 @@ def twin(cell: Cell, finished: Mapping[Cell, Finished | None]) -> Finished | Non
 
     It is judged alike, and none of its chunks was abnormal, so that this arm has nothing to do
     either; its wall time stands for this cell's.
+
+    Args:
+        cell: what would be made.
+        finished: what is made already.
+
+    Returns:
+        That cell; None if there is none.
     """
     for other, found in finished.items():
         alike = dataclasses.replace(other, arm=cell.arm) == cell

@@ -86,7 +86,12 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt; `regime` is the embedded world's, "" for a text of which no truth is known."""
+    """A prompt.
+
+    Attributes:
+        text: what it says.
+        regime: the embedded world's, "" for a text of which no truth is known.
+    """
 
     text: str
     regime: str
@@ -117,8 +122,18 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A grid: every arm under every host and stress, with every seed, on every prompt; so many
-    videos of one arm as `batch` says are made together."""
+    """A grid: every arm under every host and stress, with every seed, on every prompt.
+
+    Attributes:
+        name: what a report calls it.
+        prompts: what the videos show.
+        seconds: length of each video.
+        hosts: names of strategies.
+        arms: what is compared.
+        stress: what makes it harder.
+        seeds: of the noise.
+        batch: how many videos of one arm are made together.
+    """
 
     name: str
     prompts: tuple[Prompt, ...]

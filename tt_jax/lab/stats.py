@@ -13,8 +13,15 @@ FEWEST = 6  # values but zeros; five of one sign come by chance in more than one
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interval:
-    """A mean, its 95 % bootstrap interval (NaN of a single value), and its number of values, all
-    and those that aren't zero."""
+    """A mean with its 95 % bootstrap interval.
+
+    Attributes:
+        mean: of all values.
+        low: where the interval begins; NaN of a single value.
+        high: where it ends; NaN of a single value.
+        count: number of values.
+        nonzero: number of those that aren't zero.
+    """
 
     mean: Float[np.ndarray, "*t"]
     low: Float[np.ndarray, "*t"]
@@ -70,7 +77,15 @@ def _resamples(rows: int, draws: int) -> Float[np.ndarray, "draws n"]:
 
 
 def paired(ours: Float[np.ndarray, "n *t"], theirs: Float[np.ndarray, "n *t"]) -> Interval:
-    """Ours minus theirs, prompt by prompt; a prompt that one of them lacks is left out."""
+    """Ours minus theirs, prompt by prompt; a prompt that one of them lacks is left out.
+
+    Args:
+        ours: a row a prompt, NaN where there is none.
+        theirs: likewise, of the same prompts.
+
+    Returns:
+        The mean difference and its interval.
+    """
     return bootstrap(np.asarray(ours, float) - np.asarray(theirs, float))
 
 

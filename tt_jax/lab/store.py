@@ -31,7 +31,13 @@ COSTS = tuple(field.name for field in dataclasses.fields(Cost))
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A finished cell: its wall time, the rows of each of its videos, and what `cost` says."""
+    """A finished cell.
+
+    Attributes:
+        seconds: wall time.
+        rows: of each of its videos (`observe`).
+        cost: what a chunk costs, by the names in `COSTS`.
+    """
 
     seconds: float
     rows: list[list[Row]]
@@ -90,12 +96,26 @@ def check_writable(folder: Path) -> None:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """A cell's file."""
+    """A cell's file.
+
+    Args:
+        folder: of the run.
+        name: the cell's (`identity`).
+
+    Returns:
+        Its path.
+    """
     return folder / "cells" / f"{name}.json"
 
 
 def write_cell(folder: Path, name: str, finished: Finished) -> None:
-    """Keeps a finished cell."""
+    """Keeps a finished cell, whole or not at all.
+
+    Args:
+        folder: of the run.
+        name: the cell's (`identity`).
+        finished: what to keep.
+    """
     path = path_of(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as aside:
@@ -103,13 +123,26 @@ def write_cell(folder: Path, name: str, finished: Finished) -> None:
 
 
 def read_cell(folder: Path, name: str) -> Finished | None:
-    """A finished cell; None if it isn't."""
+    """A cell that was kept.
+
+    Args:
+        folder: of the run.
+        name: the cell's (`identity`).
+
+    Returns:
+        What was kept; None if it isn't finished.
+    """
     path = path_of(folder, name)
     return Finished(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def write_tables(folder: Path, cells: Iterable[tuple[Cell, Finished]]) -> None:
-    """Writes `results.csv` and `timings.csv` of the finished cells, in their order."""
+    """Writes `results.csv` and `timings.csv` of the finished cells, in their order.
+
+    Args:
+        folder: of the run.
+        cells: what is finished.
+    """
     results, timings = [], []
     for cell, finished in cells:
         keys = [cell.stress.name, cell.host, cell.arm.name, cell.seconds, cell.seed]

@@ -45,7 +45,16 @@ def curves(seen: Measurement, prompt: str) -> dict[str, Float[np.ndarray, " seco
 def object_tokens(
     seen: Measurement, frames: slice, grid: tuple[int, int]
 ) -> Bool[np.ndarray, "rows columns"]:
-    """Tokens that any object's circumscribed circle touches in any of the frames."""
+    """Tokens that any object's circumscribed circle touches in any of the frames.
+
+    Args:
+        seen: what a video's checker measured.
+        frames: which of its frames.
+        grid: rows and columns of tokens in a frame.
+
+    Returns:
+        True for those.
+    """
     centre = seen.centre[frames].reshape(-1, 2)
     radius = seen.radius[frames].reshape(-1)
     there = ~np.isnan(radius)
