@@ -18,7 +18,12 @@ from tt_jax.shapes.training.scenes import Scenes
 
 
 class Phrases(NamedTuple):
-    """Pieces of many phrases, padded to the longest, and how many each has."""
+    """Pieces of many phrases, padded to the longest.
+
+    Attributes:
+        ids: of the pieces.
+        length: how many each phrase has.
+    """
 
     ids: Int[np.ndarray, "*n m"]
     length: Int[np.ndarray, " *n"]
@@ -66,9 +71,16 @@ def read_grammar(tokenizer: Tokenizer) -> Grammar:
 def say(
     key: Key[Array, ""], grammar: Grammar, scenes: Scenes, length: int
 ) -> tuple[Int[Array, "b l"], Bool[Array, "b l"]]:
-    """Token ids of a caption of every scene, in phrasings drawn, and their mask.
+    """A caption of every scene, in phrasings drawn.
 
-    `length`: rows of the text encoder's input; longer captions would be cut.
+    Args:
+        key: of the draws.
+        grammar: the pieces to say it with.
+        scenes: what is shown.
+        length: rows of the text encoder's input; longer captions would be cut.
+
+    Returns:
+        Token ids, and which of them are there.
     """
 
     def one(key: Key[Array, ""], scene: Scenes) -> tuple[Array, Array]:

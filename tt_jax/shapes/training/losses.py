@@ -16,7 +16,15 @@ from tt_jax.strategies.schedule import time_sinusoid
 
 
 def sinusoid_of(levels: Float[np.ndarray, " k"], index: Array) -> Float[Array, "... 256"]:
-    """Sinusoids of the levels that `index` picks: a table, exact as in a rollout."""
+    """Sinusoids of noise levels: a table, exact as in a rollout.
+
+    Args:
+        levels: all there are.
+        index: which to take.
+
+    Returns:
+        The features that the transformer embeds.
+    """
     return jnp.asarray(time_sinusoid(levels))[index]
 
 
@@ -72,7 +80,17 @@ def clip_flow(
 ) -> Float[Array, "b f h w c"]:
     """The flow of noisy chunks, each after the clean chunks before it: the pass of `clip_loss`.
 
-    `text`: from `encode_text`.
+    Args:
+        dit: the transformer.
+        text: from its `encode_text`.
+        context: the clean chunks.
+        noisy: latents of the n noisy chunks.
+        time: sinusoids of the noisy chunks' levels.
+        chunk: frames of a chunk.
+        window: frames that attention spans, the chunk included.
+
+    Returns:
+        The flow, noise minus data, of the noisy chunks.
     """
     b, f, height, width, _ = noisy.shape
     n, m = f // chunk, context.shape[1] // chunk
@@ -135,8 +153,15 @@ def clip_reader(
 ) -> Read:
     """Block-causal attention over `[clean chunks | noisy chunks]`, chunk by chunk, unpadded.
 
-    places: of each noisy chunk in the clip. clean: number of clean chunks, 0, 1, ... in the clip.
-    past: chunks before its own that a chunk may see. tokens: of one chunk.
+    Args:
+        rope: cosines and sines of all tokens.
+        places: of each noisy chunk in the clip.
+        clean: number of clean chunks, 0, 1, ... in the clip.
+        past: chunks before its own that a chunk may see.
+        tokens: of one chunk.
+
+    Returns:
+        How a layer reads.
     """
 
     def part(x: Array, first: int, last: int) -> Array:
@@ -168,9 +193,19 @@ def window_loss(
     time: Float[Array, "b n 256"],
     seen: Bool[Array, "b n n"],
 ) -> Float[Array, "b n"]:
-    """Each chunk's mean squared error of the flow, of `n` chunks that are denoised in one pass.
+    """Each chunk's mean squared error of the flow, of chunks that are denoised in one pass.
 
-    `seen[b, i, j]`: whether chunk i sees chunk j.
+    Args:
+        dit: the transformer.
+        text: embeddings of captions.
+        latents: of clips.
+        noise: to be added.
+        sigma: level of each chunk.
+        time: sinusoids of the levels.
+        seen: `[b, i, j]`: whether chunk i sees chunk j.
+
+    Returns:
+        Each chunk's error.
     """
     b, f, height, width, _ = latents.shape
     size = f // sigma.shape[1]

@@ -23,7 +23,15 @@ SAVE_SECONDS = 60
 
 
 def rate_at(stage: Stage, progress: float) -> float:
-    """The learning rate at a share of a stage: warm-up, plateau, linear fall to a twentieth."""
+    """The learning rate at a share of a stage: warm-up, plateau, linear fall to a twentieth.
+
+    Args:
+        stage: whose rate.
+        progress: share of it that is over, 0 to 1.
+
+    Returns:
+        The rate.
+    """
     fall = min(1.0, (1 - progress) / 0.5)
     return stage.rate * min(1.0, progress / WARMUP) * max(0.05, fall)
 

@@ -36,7 +36,15 @@ def answers(scenes: Scenes) -> Int[Array, "b questions"]:
 
 
 def questions(rng: np.random.Generator, dim: int) -> Params:
-    """Initial parameters of the questions: what each attends to, and a linear map to answers."""
+    """Initial parameters of the questions: what each attends to, and a linear map to answers.
+
+    Args:
+        rng: what they are drawn from.
+        dim: width of the text encoder's rows.
+
+    Returns:
+        Arrays by name.
+    """
     return {
         "attention": rng.normal(size=(QUESTIONS, dim)).astype(np.float32),
         "answer": (dim**-0.5 * rng.normal(size=(QUESTIONS, dim, ANSWERS))).astype(np.float32),
@@ -49,8 +57,17 @@ def reading_loss(
     mask: Bool[Array, "b l"],
     right: Int[Array, "b questions"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean cross-entropy of what is read from captions' encoded rows, and the share of captions
-    of which all is read rightly."""
+    """How well a text encoder's rows say what captions say.
+
+    Args:
+        params: of the questions.
+        rows: encoded captions.
+        mask: the rows that are there.
+        right: answers.
+
+    Returns:
+        Mean cross-entropy of the answers, and the share of captions of which all is read rightly.
+    """
     scores = jnp.einsum("bld,qd->bql", rows, params["attention"]) * rows.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e9), axis=-1)
     read = jnp.einsum("bql,bld->bqd", weights, rows)

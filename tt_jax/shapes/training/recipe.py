@@ -11,10 +11,14 @@ from tt_jax.models.configs import CONFIGS, ModelConfig
 class Stage:
     """One stage: how much of the time it gets, and how it is optimised.
 
-    share: of the minutes that are given. batch: samples a step. rate: the greatest learning rate,
-    held for the first half of the stage, then falling linearly to a twentieth. average: of the
-    parameters, per step. scan: steps that run without the host. refresh: scans after which the
-    data are made anew; 0 keeps them.
+    Attributes:
+        share: of the minutes that are given.
+        batch: samples a step.
+        rate: the greatest learning rate, held for the first half of the stage, then falling
+            linearly to a twentieth.
+        average: of the parameters, what it keeps of itself per step.
+        scan: steps that run without the host.
+        refresh: scans after which the data are made anew; 0 keeps them.
     """
 
     share: float

@@ -180,7 +180,16 @@ def _arrange(key, named, there, size, direction, speed) -> tuple[Array, Array]:
 
 
 def sample(key: Key[Array, ""], count: int, pairs: float = world.PAIRS) -> Scenes:
-    """Draws scenes as `world.sample_scene` does, but for the share with two objects."""
+    """Draws scenes as `world.sample_scene` does, but for the share with two objects.
+
+    Args:
+        key: of the draws.
+        count: how many.
+        pairs: share with two objects.
+
+    Returns:
+        The scenes.
+    """
     return jax.vmap(lambda key: _sample(key, pairs))(jax.random.split(key, count))
 
 
@@ -201,7 +210,18 @@ def positions(
     frames: int,
     start: Int[Array, ""] | int,
 ) -> Float[Array, "*b t o 2"]:
-    """Centres over time: a triangle wave along each axis."""
+    """Centres over time: a triangle wave along each axis.
+
+    Args:
+        at: centres at frame 0, pixels.
+        move: pixels a frame.
+        radius: of the objects, pixels.
+        frames: how many.
+        start: the first of them.
+
+    Returns:
+        Centres (x, y), pixels.
+    """
     rank = at.ndim + 1
     time = to_rank((start + jnp.arange(frames)).astype(jnp.float32)[:, None, None], rank)
     free = at[..., None, :, :] + time * to_rank(move[..., None, :, :], rank)
@@ -227,7 +247,16 @@ def _distance(shape: Array, radius: Array, x: Array, y: Array) -> Array:
 def render(
     scenes: Scenes, frames: int, start: Int[Array, " b"] | Int[Array, ""] | int = 0
 ) -> UInt8[Array, "b t side side 3"]:
-    """Frames `start` to `start + frames - 1` of every scene, as `world.render` makes them."""
+    """Frames of every scene, as `world.render` makes them.
+
+    Args:
+        scenes: what to show.
+        frames: how many.
+        start: the first of them, or each scene's own.
+
+    Returns:
+        The frames.
+    """
 
     def one(scene: Scenes, start: Array) -> Array:
         grid = jnp.arange(SIDE, dtype=jnp.float32) + 0.5

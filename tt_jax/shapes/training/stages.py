@@ -33,7 +33,13 @@ SKIPPED = 2  # their first latent frames, which are coded without the past: left
 
 
 class Pool(NamedTuple):
-    """Clips on the device: their scenes, latents (float16), and what is shown as their past."""
+    """Clips on the device.
+
+    Attributes:
+        scenes: what they show.
+        latents: float16.
+        past: what is shown as their past, float16.
+    """
 
     scenes: Scenes
     latents: Float[Array, "n f h w c"]
@@ -43,7 +49,12 @@ class Pool(NamedTuple):
 class Maker(NamedTuple):
     """What all stages of transformer and text encoder share.
 
-    graphs: of "dit" and "text". dtype: of the products; parameters stay float32.
+    Attributes:
+        config: sizes of the model.
+        recipe: of the training.
+        grammar: pieces of captions.
+        graphs: of "dit" and "text".
+        dtype: of the products; parameters stay float32.
     """
 
     config: ModelConfig
@@ -58,7 +69,16 @@ class Maker(NamedTuple):
         return tuple(nnx.merge(self.graphs[name], params[name]) for name in ("dit", "text"))
 
     def text(self, encoder: Any, key: Key[Array, ""], scenes: Scenes) -> Float[Array, "b l e"]:
-        """Encoded captions of scenes."""
+        """Encoded captions of scenes.
+
+        Args:
+            encoder: of texts.
+            key: of the phrasings.
+            scenes: what captions say.
+
+        Returns:
+            Embeddings.
+        """
         return encoder(*say(key, self.grammar, scenes, self.config.text.text_len))
 
 
@@ -66,7 +86,16 @@ class Maker(NamedTuple):
 
 
 def vae_loss(graph: nnx.GraphDef, recipe: Recipe, dtype: DTypeLike) -> Loss:
-    """Reconstruction (L1 + L2) of crops around objects, of fresh scenes, and a little KL."""
+    """Reconstruction (L1 + L2) of crops around objects, of fresh scenes, and a little KL.
+
+    Args:
+        graph: the VAE's.
+        recipe: of the training.
+        dtype: of the products.
+
+    Returns:
+        The loss of parameters, by a key.
+    """
 
     def loss(params: Params, _: Any, key: Key[Array, ""]) -> tuple[Array, dict]:
         draw, when, where, add = jax.random.split(key, 4)
@@ -100,7 +129,16 @@ def encode_pool(
 ) -> Pool:
     """Renders and encodes clips of fresh scenes, a group at a time.
 
-    late: half of them begin somewhere in their video, and not as a video begins.
+    Args:
+        vae: what encodes.
+        recipe: of the training.
+        count: how many clips.
+        chunks: of each.
+        key: of the scenes.
+        late: half of them begin somewhere in their video, and not as a video begins.
+
+    Returns:
+        The clips, their own latents as the past.
     """
     graph, state = nnx.split(vae)
     frames = 3 * chunks
@@ -151,7 +189,16 @@ def weigh(latents: Float[Array, "b f h w c"]) -> Float[Array, "b 1"]:
 def draw_levels(
     recipe: Recipe, key: Key[Array, ""], shape: tuple[int, ...]
 ) -> tuple[Float[Array, "b n"], Float[Array, "b n 256"], Int[Array, "b n"]]:
-    """Noise levels by the recipe's odds, their sinusoids, and which they are."""
+    """Noise levels by the recipe's odds.
+
+    Args:
+        recipe: of the training.
+        key: of the draws.
+        shape: samples and chunks.
+
+    Returns:
+        The levels, their sinusoids, and which of the recipe they are.
+    """
     levels = np.array(recipe.levels, np.float32)
     index = jax.random.categorical(key, jnp.log(np.array(recipe.odds, np.float32)), shape=shape)
     return jnp.asarray(levels)[index], jnp.asarray(time_sinusoid(levels))[index], index
@@ -233,7 +280,15 @@ def clips(maker: Maker) -> Loss:
 
 
 def drilled(maker: Maker, text: Params) -> Loss:
-    """`clips` for the transformer alone: the text encoder stays what the models share."""
+    """`clips` for the transformer alone: the text encoder stays what the models share.
+
+    Args:
+        maker: what the stages share.
+        text: the encoder's parameters.
+
+    Returns:
+        The loss of the transformer's parameters.
+    """
     loss = clips(maker)
     return lambda params, pools, key: loss({"dit": params["dit"], "text": text}, pools, key)
 
@@ -250,6 +305,13 @@ def staggered(shift: float | None, chunks: int) -> tuple[np.ndarray, np.ndarray]
 
     The full window after a finished chunk, the window that fills at a video's start, and the one
     that empties at its end.
+
+    Args:
+        shift: of the levels (`warp`).
+        chunks: of a clip.
+
+    Returns:
+        A row of levels for each pass, and the odds of the passes.
     """
     window = warp((200, 400, 600, 800, 1000), shift)
     none = (np.nan,) * 5
@@ -293,7 +355,15 @@ def _windows(maker, params, scenes, latents, keys) -> Array:
 
 
 def own_past(maker: Maker, pool: Pool) -> Callable[[Params, Key[Array, ""]], Pool]:
-    """The pool with the model's own rollouts as the past, each from its caption alone."""
+    """The pool with the model's own rollouts as the past, each from its caption alone.
+
+    Args:
+        maker: what the stages share.
+        pool: clips.
+
+    Returns:
+        Makes that pool, of parameters and a key.
+    """
     chunk, (height, width) = maker.config.rollout.chunk, pool.latents.shape[2:4]
     strategy = own(maker.config.rollout)
 
