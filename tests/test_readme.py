@@ -25,7 +25,7 @@ README = "\n".join(
 PROGRAMS = ("tt-jax", "python", "python3", "pip", "make", "pytest")
 SECONDS = "4"  # enough for the five blocks that Rolling Forcing needs
 # Hours, or another test's work: these are only held against their help.
-LONG = ("tt_jax.shapes", "tt-jax lab run", "benchmarks", "pytest")
+LONG = ("tt_jax.shapes", "tt-jax lab run", "tt-jax serve", "benchmarks", "pytest")
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import json
 import logging
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,13 @@ def create_app(
             halls[0].counts.refused += 1
             await ws.close(TRY_AGAIN_LATER, "Too many visitors: come back later.")
             return
-        visitor = Visitor(halls[0], *_senders(ws))
+        say, send = _senders(ws)
+        visitor = Visitor(halls[0], say, send)
         visitors.add(visitor)
         try:
-            await ws.send_json({"type": "hello", **engine.offer})
-            await _listen(ws, visitor, halls[0], idle)
-        except (WebSocketDisconnect, Gone):
+            await say({"type": "hello", **engine.offer})
+            await _listen(ws, visitor, idle)
+        except Gone:
             pass
         finally:
             visitors.discard(visitor)
@@ -154,7 +155,7 @@ def _senders(ws: WebSocket) -> tuple[Any, Any]:
     return say, send
 
 
-async def _listen(ws: WebSocket, visitor: Visitor, hall: Hall, idle: float) -> None:
+async def _listen(ws: WebSocket, visitor: Visitor, idle: float) -> None:
     """Does what a visitor asks for until the connection ends."""
     while True:
         try:
@@ -163,7 +164,8 @@ async def _listen(ws: WebSocket, visitor: Visitor, hall: Hall, idle: float) -> N
         except TimeoutError:
             if visitor.busy:  # in line, or with a page that isn't looked at
                 continue
-            await ws.close(1000, "Nothing happened for a while: reload the page to go on.")
+            with suppress(WebSocketDisconnect, RuntimeError):  # it has just gone
+                await ws.close(1000, "Nothing happened for a while: reload the page to go on.")
             return
         if message["type"] == "websocket.disconnect":
             return
@@ -173,8 +175,7 @@ async def _listen(ws: WebSocket, visitor: Visitor, hall: Hall, idle: float) -> N
             else:
                 await visitor.picture(message["bytes"])
         except ProtocolError as error:
-            hall.counts.refused += 1
-            await ws.send_json({"type": "error", "message": str(error)})
+            await visitor.refuse(error)
 
 
 def _fixed(body: bytes, kind: str) -> Any:

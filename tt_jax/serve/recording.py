@@ -67,6 +67,10 @@ class Recording:
             file.write(made)
         self.frames += len(frames)  # now, so that nobody reads what is half written
 
+    def finish(self) -> None:
+        """Lets go of the encoder; no frame comes any more."""
+        self._encoder = None
+
     def remove(self) -> None:
         """Deletes the file."""
         self._path.unlink(missing_ok=True)

@@ -81,6 +81,10 @@ class Hall:
         while len(self._left) > LEFT:
             self.remove(self._left.popleft())
 
+    def finish(self, take: Take) -> None:
+        """Ends a video, after the chunk that may still be in the making."""
+        self._device.submit(take.recording.finish)
+
     def remove(self, take: Take) -> None:
         """Deletes a video."""
         self.takes.pop(take.name, None)
@@ -131,6 +135,11 @@ class Visitor:
         """Keeps a picture to start from. Raises ProtocolError."""
         self._picture = await asyncio.to_thread(read_picture, data, self._hall.engine.size)
         await self._say({"type": "picture"})
+
+    async def refuse(self, error: ProtocolError) -> None:
+        """Says what was wrong with a message."""
+        self._hall.counts.refused += 1
+        await self._say({"type": "error", "message": str(error)})
 
     def handle(self, message: Message) -> None:
         """Does what the page asks for. Raises ProtocolError if it can't be."""
@@ -230,6 +239,12 @@ class Visitor:
 
     async def _film(self, take: Take) -> Take | None:
         """Makes a video until it is stopped or branches; returns the branch."""
+        try:
+            return await self._go_on(take)
+        finally:
+            self._hall.finish(take)
+
+    async def _go_on(self, take: Take) -> Take | None:
         begun = {"take": take.name, "frame": take.recording.frames, "seed": take.seed}
         await self._say({"type": "started", **begun})
         while not self._stopping:

@@ -72,20 +72,22 @@ export class Curve {
     const step = steps.find((step) => (end / step) * 70 < width - MARGIN.left) ?? 604800;
     for (let at = 0; at <= end; at += step) context.fillText(clock(at), x(at), height - 4);
 
-    for (const row of rows) {
-      if (!row.prompt && !row.branch) continue;
-      const at = row.branch ? row.end : row.start;
-      context.strokeStyle = ink;
-      context.setLineDash(row.branch ? [2, 3] : []);
-      this.#path(context, [[x(at), MARGIN.top - 6], [x(at), height - MARGIN.bottom]]);
-      const text = row.branch ? "branch" : row.prompt;
-      const short = text.length > 40 ? `${text.slice(0, 38)} …` : text;
-      const wide = context.measureText(short).width;
-      const left = x(at) + 5 + wide < width;
-      context.textAlign = left ? "left" : "right";
-      context.fillStyle = ink;
-      context.fillText(short, x(at) + (left ? 5 : -5), 11);
-    }
+    const lines = rows.filter((row) => row.prompt || row.branch).flatMap((row) => [
+      ...(row.prompt ? [{ at: x(row.start), text: row.prompt, dash: [] }] : []),
+      ...(row.branch ? [{ at: x(row.end), text: "branch", dash: [2, 3] }] : []),
+    ]);
+    context.strokeStyle = context.fillStyle = ink;
+    lines.forEach(({ at, text, dash }, i) => {
+      context.setLineDash(dash);
+      this.#path(context, [[at, MARGIN.top - 6], [at, height - MARGIN.bottom]]);
+      const before = at - (lines[i - 1]?.at ?? MARGIN.left);
+      const behind = (lines[i + 1]?.at ?? width) - at;
+      // Beside its line, on the right if it fits there or the left is no better.
+      const left = context.measureText(text).width > behind - 12 && i === lines.length - 1
+        && before > 2 * behind && (i === 0 || before > 240);
+      context.textAlign = left ? "right" : "left";
+      context.fillText(fit(context, text, left ? before / (i ? 2 : 1) : behind - 12), at + (left ? -5 : 5), 11);
+    });
 
     const points = (all, name) => all.filter((row) => row[name] > 0)
       .map((row) => [x((row.start + row.end) / 2), y(row[name])]);
@@ -117,7 +119,14 @@ export class Curve {
   }
 }
 
-export function clock(seconds) {
+function fit(context, text, width) {
+  if (context.measureText(text).width <= width) return text;
+  let short = text;
+  while (short && context.measureText(`${short} …`).width > width) short = short.slice(0, -1);
+  return short.trim() ? `${short.trim()} …` : "";
+}
+
+function clock(seconds) {
   if (seconds < 60) return `${seconds} s`;
   const [minutes, rest] = [Math.floor(seconds / 60), String(Math.floor(seconds % 60)).padStart(2, "0")];
   return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
