@@ -90,28 +90,16 @@ class DeepForcing(Policy):
         grid: tuple[int, int],
         first: Callable[[Any, Read], Any],
     ) -> Context:
-        memory, per_frame = context.memory, context.valid.shape[2]
         full = jnp.sum(context.filled) + size > self.frames
         sinks = jnp.arange(self.sink, dtype=jnp.int32)
-        moved = table.timed(memory, sinks, frame - self.budget + sinks, per_frame)["time"]
-        memory = memory | {"time": jnp.where(full, moved, memory["time"])}
-        context = dataclasses.replace(context, memory=memory)
-
-        def choose() -> tuple[Array, Array]:
-            return first(*self._read(context, context.valid, frame, size, grid, choosing=True))
-
-        shape = (*context.k.shape[:2], (self._kept - self.sink) * per_frame)
+        context = table.timed(context, sinks, frame - self.budget + sinks, full)
+        chosen = self.read(context, context.valid, frame, size, grid, choosing=True)
+        shape = (*context.k.shape[:2], (self._kept - self.sink) * context.valid.shape[2])
         nothing = jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
-        index, kept = jax.lax.cond(full, choose, lambda: nothing)
-        new, (k, v) = table.chosen(memory, context, index, kept, self.sink, full)
-        slot, chosen = self._slots()
-        gone = full & (slot >= self._kept) & (context.frame < frame - (self.recent - size))
-        context = buffer.drop(dataclasses.replace(context, k=k, v=v, memory=memory | new), gone)
-        return dataclasses.replace(
-            context,
-            valid=context.valid | (full & chosen)[None, :, None],
-            frame=jnp.where(full & chosen, slot, context.frame),
-        )
+        index, kept = jax.lax.cond(full, lambda: first(*chosen), lambda: nothing)
+        gone = full & (context.frame < frame - (self.recent - size))
+        gone &= jnp.arange(self.frames, dtype=jnp.int32) >= self._kept
+        return buffer.drop(table.gathered(context, index, kept, self.sink, full), gone)
 
     def read(
         self,
@@ -120,21 +108,11 @@ class DeepForcing(Policy):
         frame: Int[Array, ""],
         size: int,
         grid: tuple[int, int],
-    ) -> tuple[Any, Read]:
-        return self._read(context, valid, frame, size, grid)
-
-    def _read(
-        self,
-        context: Context,
-        valid: Bool[Array, "b s p"],
-        frame: Int[Array, ""],
-        size: int,
-        grid: tuple[int, int],
         choosing: bool = False,
     ) -> tuple[Any, Read]:
-        """`read`; where it is `choosing`, by the tokens that a layer chooses, which it returns."""
+        """As every policy's; where it is `choosing`, by tokens that a layer chooses and returns."""
         per_frame, older = valid.shape[2], self.recent - size
-        slot, _ = self._slots()
+        slot = jnp.arange(self.frames, dtype=jnp.int32)
         always = context.filled & (slot >= self._kept) & (context.frame >= frame - older)
         always = jnp.repeat((slot < self.sink) | always, per_frame)[None]
         candidate = jnp.repeat(context.filled, per_frame)[None] & ~always
@@ -151,8 +129,8 @@ class DeepForcing(Policy):
                 query = jnp.sum(queries, axis=1) + memory["query"]
                 keys = rotate(cached.k.astype(k.dtype), turns)
                 able = may & candidate & (memory["count"] < self.reuse)
-                count = (self._kept - self.sink) * per_frame
-                *out, picked = best_tokens(query, keys, able, count)
+                most = (self._kept - self.sink) * per_frame
+                *out, picked = best_tokens(query, keys, able, most)
                 may &= always | picked
             mask = buffer.attention_mask(may.reshape(valid.shape), q.shape[1])
             return reader(turn, mask, turns, bias=bias)(cached, q, k, v)[0], tuple(out)
@@ -167,16 +145,10 @@ class DeepForcing(Policy):
         frames: Int[Array, " f"],
     ) -> Context:
         kv, query = own
-        memory = context.memory
-        # Until the first choice, frames like others are there.
-        chosen = self._slots()[1] & jnp.any(memory["count"] > 0)
-        memory, context = table.dropped(memory, context, chosen)
-        at = buffer.ring(context, frames, self._kept)
-        memory = table.timed(memory, at, frames, context.valid.shape[2]) | {"query": query}
-        context = dataclasses.replace(context, memory=memory)
-        return buffer.write(context, KV(*kv), tokens, frames, at)
-
-    def _slots(self) -> tuple[Int[Array, " s"], Bool[Array, " s"]]:
-        """The slots' numbers, and which of them the chosen tokens are for."""
         slot = jnp.arange(self.frames, dtype=jnp.int32)
-        return slot, (slot >= self.sink) & (slot < self._kept)
+        # Until the first choice, frames like others are there.
+        chosen = (slot >= self.sink) & (slot < self._kept) & jnp.any(context.memory["count"] > 0)
+        at = buffer.ring(context, frames, self._kept)
+        context = table.timed(table.settled(context, chosen), at, frames)
+        context = dataclasses.replace(context, memory=context.memory | {"query": query})
+        return buffer.write(context, KV(*kv), tokens, frames, at)

@@ -74,18 +74,15 @@ class FadeMem(Policy):
         true = frame.astype(jnp.float32) - context.memory["centre"][order]
         at: list[Any] = [start - 1 - i for i in range(NEWEST)]
         last = jnp.asarray(NEWEST)
-        others = self.bank - 1 - NEWEST
-        for i in range(others):
+        for i in range(NEWEST, self.bank - 1):
             # Room is left for the older ones.
-            free = (gaps > last) & (gaps < start - (others - 1 - i))
-            apart = jnp.abs(warped - true[NEWEST + i] ** self.fade)
+            free = (gaps > last) & (gaps < start - (self.bank - 2 - i))
+            apart = jnp.abs(warped - true[i] ** self.fade)
             last = gaps[jnp.argmin(jnp.where(free, apart, jnp.inf))]
             at.append(start - last)
         placed = jnp.zeros_like(past).at[order].set(jnp.stack([*map(jnp.asarray, at), 0 * last]))
-        full = jnp.all(context.filled)
-        return jnp.where(full, start + jnp.arange(size, dtype=jnp.int32), own), jnp.where(
-            full, placed, past
-        )
+        full, end = jnp.all(context.filled), start + jnp.arange(size, dtype=jnp.int32)
+        return jnp.where(full, end, own), jnp.where(full, placed, past)
 
     def accept(
         self,
@@ -99,14 +96,10 @@ class FadeMem(Policy):
             full = jnp.all(context.filled)
             context, free = self._merged(context, frames[i], full)
             slot = jnp.where(full, free, jnp.sum(context.filled)).astype(jnp.int32)
-            rows = slice(i * per_frame, (i + 1) * per_frame)
-            kv = KV(*(part[:, :, rows] for part in own))
-            one = slice(i, i + 1)
-            context = buffer.write(context, kv, tokens[:, one], frames[one], slot[None])
-            memory = {
-                "centre": context.memory["centre"].at[slot].set(frames[i].astype(jnp.float32)),
-                "span": context.memory["span"].at[slot].set(1.0),
-            }
+            kv = KV(*(buffer.frames_at(x, jnp.int32(i), per_frame) for x in own))
+            context = buffer.write(context, kv, tokens[:, i, None], frames[i, None], slot[None])
+            now = {"centre": frames[i].astype(jnp.float32), "span": jnp.float32(1)}
+            memory = {name: x.at[slot].set(now[name]) for name, x in context.memory.items()}
             context = dataclasses.replace(context, memory=memory)
         return context
 
@@ -130,16 +123,18 @@ class FadeMem(Policy):
         some = there[0] | (there[1] & ~anchor)
 
         def mean(first: Array, second: Array, w: Array) -> Array:
-            kind = first.dtype
-            first, second = first.astype(jnp.float32), second.astype(jnp.float32)
-            return jnp.where(full, w[0] * first + w[1] * second, first).astype(kind)
+            both = w[0] * first.astype(jnp.float32) + w[1] * second.astype(jnp.float32)
+            return jnp.where(full, both.astype(first.dtype), first)
 
-        values = {}
-        for name in ("k", "v"):
-            past = getattr(context, name)
-            old, young = (buffer.frames_at(past, slot, per_frame) for slot in (a, b))
-            new = mean(old, young, weight[:, None, :, :, None, None])
-            values[name] = jax.lax.dynamic_update_slice_in_dim(past, new, a * per_frame, 2)
+        def merge(layer: Array, values: KV) -> KV:
+            merged = []
+            for past in values:
+                pair = (buffer.frames_at(past, slot, per_frame, layer=layer) for slot in (a, b))
+                new = mean(*pair, weight[:, None, :, :, None, None])
+                merged.append(buffer.put_frames(past, new, a, per_frame, layer))
+            return KV(*merged)
+
+        k, v = buffer.each_layer(merge, context.keys_values)
         tokens = mean(context.tokens[:, a], context.tokens[:, b], weight[..., None])
         total = span[a] + span[b]
         middle = (span[a] * centre[a] + span[b] * centre[b]) / jnp.maximum(total, 1)
@@ -148,10 +143,8 @@ class FadeMem(Policy):
             "centre": centre.at[a].set(jnp.where(full, middle, centre[a])),
             "span": span.at[a].set(jnp.where(full, total, span[a])),
         }
-        named = jnp.where(full & ~anchor, context.frame[b], context.frame[a])
         return dataclasses.replace(
-            context, **values, memory=memory,
-            tokens=context.tokens.at[:, a].set(tokens),
+            context, k=k, v=v, memory=memory, tokens=context.tokens.at[:, a].set(tokens),
             valid=context.valid.at[:, a].set(jnp.where(full, some, context.valid[:, a])),
-            frame=context.frame.at[a].set(named),
+            frame=context.frame.at[a].set(context.frame[jnp.where(full & ~anchor, b, a)]),
         ), b  # fmt: skip

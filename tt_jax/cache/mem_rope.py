@@ -100,52 +100,46 @@ class MemRope(Policy):
         total = total if by_place else total[:, :, None]
         some = total > 0
 
+        # Shown from now on, or still the frames that came first.
+        shown = begun | jnp.any(leaves)
+        slot = jnp.int32(self.sink)
+
         def mean(values: Array, layer: Array) -> Float[Array, "1 b r n h"]:
             whole = jnp.zeros(())
-            for i, slot in enumerate(at):
-                gone = buffer.frames_at(values, slot, per_frame, layer=layer)
-                part = weight[:, :, i] * gone.astype(jnp.float32)
+            for i, gone in enumerate(at):
+                frame = buffer.frames_at(values, gone, per_frame, layer=layer)
+                part = weight[:, :, i] * frame.astype(jnp.float32)
                 whole += part if by_place else jnp.sum(part, axis=2, keepdims=True)
             return whole / jnp.maximum(total, 1)
 
-        def fold(layer: Array, memory: KV) -> KV:
-            means = KV(mean(context.k, layer), mean(context.v, layer))
+        def fold(layer: Array, carried: tuple[KV, KV]) -> tuple[KV, KV]:
+            means = KV(*(mean(past, layer) for past in carried[1]))
             rates = [jnp.float32(self.long), jnp.float32(self.short)]
             if by_place:
-                apart = means.k - buffer.frames_at(memory.k, jnp.int32(1), rows, layer=layer)
+                apart = means.k - buffer.frames_at(carried[0].k, jnp.int32(1), rows, layer=layer)
                 apart = jnp.mean(jnp.linalg.norm(apart, axis=-1), axis=-1)
                 share = apart / (jnp.max(apart, axis=-1, keepdims=True) + 1e-8)
                 rates[1] = (self.short * (0.1 + share * 4.9))[..., None, None]
-            folded = []
-            for x, m in zip(memory, means, strict=True):
+            edited = []
+            for x, past, m in zip(*carried, means, strict=True):
+                frames = buffer.frames_at(past, slot, per_frame, MEMORIES, layer)
+                one = (*frames.shape[:2], per_frame, *frames.shape[3:])
                 both = []
                 for i, rate in enumerate(rates):
                     old = buffer.frames_at(x, jnp.int32(i), rows, layer=layer)
                     new = jnp.where(begun, rate * m + (1 - rate) * old, m)
                     both.append(jnp.where(some, new, old))
+                seen = jnp.concatenate([jnp.broadcast_to(x, one) for x in both], axis=2)
+                seen = jnp.where(shown, seen.astype(past.dtype), frames)
                 new = jnp.concatenate(both, axis=2)
-                folded.append(buffer.put_frames(x, new, jnp.int32(0), rows, layer))
-            return KV(*folded)
+                edited.append((
+                    buffer.put_frames(x, new, jnp.int32(0), rows, layer),
+                    buffer.put_frames(past, seen, slot, per_frame, layer),
+                ))  # fmt: skip
+            memory, values = zip(*edited, strict=True)
+            return KV(*memory), KV(*values)
 
-        memory = buffer.each_layer(fold, context.memory)
-        # Shown from now on, or still the frames that came first.
-        shown = begun | jnp.any(leaves)
-        slot = jnp.int32(self.sink)
-
-        def show(layer: Array, values: KV) -> KV:
-            changed = []
-            for past, new in zip(values, memory, strict=True):
-                frames = buffer.frames_at(past, slot, per_frame, MEMORIES, layer)
-                one = (*frames.shape[:2], per_frame, *frames.shape[3:])
-                both = [
-                    jnp.broadcast_to(buffer.frames_at(new, jnp.int32(i), rows, layer=layer), one)
-                    for i in range(MEMORIES)
-                ]
-                new = jnp.where(shown, jnp.concatenate(both, 2).astype(past.dtype), frames)
-                changed.append(buffer.put_frames(past, new, slot, per_frame, layer))
-            return KV(*changed)
-
-        k, v = buffer.each_layer(show, context.keys_values)
+        memory, (k, v) = buffer.each_layer(fold, (context.memory, context.keys_values))
         part = slice(self.sink, self.sink + MEMORIES)
         ever = some[0, :, None, :, 0, 0] | (begun & context.valid[:, part])
         valid = context.valid.at[:, part].set(jnp.where(shown, ever, context.valid[:, part]))

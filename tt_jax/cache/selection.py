@@ -104,3 +104,44 @@ def apart(
     most = jnp.max(jnp.where(others, near * share[..., None, :], 0), axis=-1)
     score = share + weight * jnp.maximum(1 - most, 0)
     return jnp.where(there, score, -jnp.inf)
+
+
+def admitted(
+    score: Float[Array, "l b c"], able: Bool[Array, "l b c"], count: int
+) -> tuple[Bool[Array, "l b f"], Int[Array, "l b f"]]:
+    """Which of the candidates after the first `count`, the members, are among the best `count`.
+
+    Args:
+        score: of members and newcomers.
+        able: which of them may be members at all.
+        count: members there can be.
+
+    Returns:
+        Which newcomers enter, and into which members' places: those that aren't among the best.
+    """
+    best = jax.lax.top_k(score, count)[1]
+    stays = jnp.any(jax.nn.one_hot(best, score.shape[2], dtype=bool), axis=2) & able
+    free = jnp.argsort(stays[:, :, :count], axis=2, stable=True).astype(jnp.int32)
+    enters = stays[:, :, count:]
+    before = jnp.cumsum(enters, axis=2, dtype=jnp.int32) - enters.astype(jnp.int32)
+    return enters, jnp.take_along_axis(free, before, axis=2)
+
+
+def drawn(
+    x: Float[Array, "b t n h"],
+    there: Bool[Array, "b t"],
+    towards: tuple[Float[Array, "b n h"], Float[Array, "b n h"]],
+    share: float,
+) -> Float[Array, "b t n h"]:
+    """Keys or values of which a `share` has the mean and deviation `towards` (TetherCache).
+
+    Args:
+        x: of a frame's tokens, in float32.
+        there: which of them make its own mean and deviation.
+        towards: `moments` of others, for each head and channel.
+        share: of what is moved there.
+    """
+    mean, deviation = (part[:, None] for part in moments(x, there))
+    new_mean, new_deviation = (part[:, None] for part in towards)
+    moved = new_deviation * (x - mean) / (deviation + 1e-6) + new_mean
+    return (1 - share) * x + share * moved

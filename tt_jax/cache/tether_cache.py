@@ -114,8 +114,8 @@ class TetherCache(Policy):
         frames: Int[Array, " f"],
     ) -> Context:
         kv, seen = own
-        size, (slots, per_frame) = len(frames), context.valid.shape[1:]
-        middle, newest = slice(self.sink, slots - 1), slots - 1
+        size, per_frame, newest = len(frames), context.valid.shape[2], context.valid.shape[1] - 1
+        middle = slice(self.sink, newest)
         time, kept = context.memory["time"], context.memory["kept"]
         kept &= context.valid[None, :, middle]
         count = time.shape[2]
@@ -130,36 +130,32 @@ class TetherCache(Policy):
         able = (times >= self.sink) & jnp.concatenate(some, axis=2)
         logits = [seen["past"][:, :, self.sink :], seen["own"][:, :, : size - 1]]
         score = selection.apart(jnp.concatenate(logits, 2), times, able, self.diversity)
-        best = jax.lax.top_k(score, count)[1]
-        stays = jnp.any(jax.nn.one_hot(best, times.shape[2], dtype=bool), axis=2)
-        stays &= times >= self.sink
-        free = jnp.argsort(stays[:, :, :count], axis=2, stable=True).astype(jnp.int32)
+        enters, to = selection.admitted(score, times >= self.sink, count)
         comes = jnp.sum(new >= self.sink, dtype=jnp.int32)
         crowded = jnp.sum(time >= 0, axis=2) + comes > count
 
-        def admit(i: int, to: Array, layer: Array, values: KV) -> KV:
-            """With the i-th of these frames in each sample's place `to` of a layer's memory."""
-            at, enters = self.sink + to[layer], stays[layer, :, count + i]
+        def admit(i: int, layer: Array, values: KV) -> KV:
+            """With the i-th of these frames in a layer's memory, where it enters."""
+            at = self.sink + to[layer, :, i]
             edited = []
             for past, now, pool in zip(values, kv, seen["pool"], strict=True):
                 frame = buffer.frames_at(
                     *((past, jnp.int32(newest)) if i == 0 else (now, jnp.int32(i - 1))),
                     per_frame, layer=layer,
                 )[0].astype(past.dtype).astype(jnp.float32)  # fmt: skip
-                drawn = self._drawn(frame, there[:, i], *(x[layer] for x in pool))
+                pool = tuple(x[layer] for x in pool)
+                drawn = selection.drawn(frame, there[:, i], pool, self.trust)
                 frame = jnp.where(crowded[layer][:, None, None, None], drawn, frame)
                 old = buffer.frames_at(past, at, per_frame, layer=layer)
-                frame = jnp.where(enters[:, None, None, None], frame.astype(past.dtype), old[0])
-                edited.append(buffer.put_frames(past, frame[None], at, per_frame, layer))
+                here = enters[layer, None, :, i, None, None, None]
+                frame = jnp.where(here, frame.astype(past.dtype)[None], old)
+                edited.append(buffer.put_frames(past, frame, at, per_frame, layer))
             return KV(*edited)
 
         values = context.keys_values
         for i in range(size):
-            enters = stays[:, :, count + i]
-            nth = jnp.sum(stays[:, :, count : count + i], axis=2, keepdims=True)
-            to = jnp.take_along_axis(free, nth, axis=2)[:, :, 0]
-            values = buffer.each_layer(partial(admit, i, to), values)
-            here = jax.nn.one_hot(to, count, dtype=bool) & enters[..., None]
+            values = buffer.each_layer(partial(admit, i), values)
+            here = jax.nn.one_hot(to[:, :, i], count, dtype=bool) & enters[:, :, i, None]
             time = jnp.where(here, new[i], time)
             kept = jnp.where(here[..., None], there[None, :, i, None], kept)
 
@@ -177,15 +173,3 @@ class TetherCache(Policy):
         # A sink, or the newest frame; another is in the memory already.
         at = jnp.where(frames < self.sink, frames, newest)
         return buffer.write(context, KV(*kv), tokens, frames, at)
-
-    def _drawn(
-        self,
-        x: Float[Array, "b p n h"],
-        there: Bool[Array, "b p"],
-        mean: Float[Array, "b n h"],
-        deviation: Float[Array, "b n h"],
-    ) -> Float[Array, "b p n h"]:
-        """Frames with `trust` of the given mean and deviation of each head and channel."""
-        own_mean, own_deviation = (part[:, None] for part in selection.moments(x, there))
-        moved = deviation[:, None] * (x - own_mean) / (own_deviation + 1e-6) + mean[:, None]
-        return (1 - self.trust) * x + self.trust * moved

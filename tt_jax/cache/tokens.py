@@ -30,56 +30,61 @@ def empty(context: Context) -> Table:
     }
 
 
-def timed(table: Table, slots: Int[Array, " f"], frames: Int[Array, " f"], per_frame: int) -> Table:
-    """With whole frames in the given slots."""
-    rows = slots[:, None] * per_frame + jnp.arange(per_frame, dtype=jnp.int32)[None]
-    times = jnp.repeat(frames, per_frame)[None, None]
-    return table | {"time": table["time"].at[:, :, rows.reshape(-1)].set(times)}
-
-
 def seen(table: Table, valid: Bool[Array, "b s p"]) -> Bool[Array, "b t"]:
     """Which of one layer's tokens may be attended; `valid` is by places of a frame."""
     place = table["place"].reshape(valid.shape)
     return table["kept"] & jnp.take_along_axis(valid, place, axis=2).reshape(len(valid), -1)
 
 
-def dropped(table: Table, context: Context, chosen: Bool[Array, " s"]) -> tuple[Table, Context]:
-    """What was dropped from the slots `chosen`: in the table for good, valid for later chunks."""
-    rows = jnp.repeat(chosen, context.valid.shape[2])[None, None]
-    kept = jax.vmap(seen, (0, None))(table, context.valid)
-    table = table | {"kept": jnp.where(rows, kept, table["kept"])}
-    valid = context.valid | chosen[None, :, None]
-    return table, dataclasses.replace(context, valid=valid)
+def timed(
+    context: Context,
+    slots: Int[Array, " f"],
+    frames: Int[Array, " f"],
+    now: Bool[Array, ""] | bool = True,
+) -> Context:
+    """The context with whole frames of these numbers in the given slots, if `now`."""
+    table, per_frame = context.memory, context.valid.shape[2]
+    rows = slots[:, None] * per_frame + jnp.arange(per_frame, dtype=jnp.int32)[None]
+    times = jnp.repeat(frames, per_frame)[None, None]
+    times = jnp.where(now, table["time"].at[:, :, rows.reshape(-1)].set(times), table["time"])
+    return dataclasses.replace(context, memory=table | {"time": times})
 
 
-def chosen(
-    table: Table,
+def settled(context: Context, slots: Bool[Array, " s"]) -> Context:
+    """The context with what was dropped from the slots in the table, valid for later chunks."""
+    table = context.memory
+    rows = jnp.repeat(slots, context.valid.shape[2])[None, None]
+    one = {name: table[name] for name in ("place", "kept")}
+    kept = jnp.where(rows, jax.vmap(seen, (0, None))(one, context.valid), table["kept"])
+    valid = context.valid | slots[None, :, None]
+    return dataclasses.replace(context, memory=table | {"kept": kept}, valid=valid)
+
+
+def gathered(
     context: Context,
     index: Int[Array, "l b c"],
     kept: Bool[Array, "l b c"],
     slot: int,
     now: Bool[Array, ""],
-) -> tuple[Table, KV]:
-    """With the tokens `index` in the slots from `slot` on, if `now`; and their keys and values.
+) -> Context:
+    """The context with chosen tokens in the slots from `slot` on, if `now`.
 
     Args:
-        table: of the context.
         context: whose rows are chosen from.
-        index: rows, for each layer and sample; whole frames' number of them.
+        index: the rows, for each layer and sample; as many as whole frames have.
         kept: which of these may be attended.
-        slot: first slot that they fill.
+        slot: first slot that they fill; its own number is the frame it is said to hold.
         now: whether they do; else all stays.
     """
-    count, (slots, per_frame) = index.shape[2], context.valid.shape[1:]
-    start = slot * per_frame
+    table, count, (slots, per_frame) = context.memory, index.shape[2], context.valid.shape[1:]
+    start, number = slot * per_frame, jnp.arange(slots, dtype=jnp.int32)
 
     def put(x: Array, new: Array) -> Array:
         new = jnp.where(now, new, x[:, :, start : start + count])
         return jax.lax.dynamic_update_slice_in_dim(x, new, start, 2)
 
     taken = {n: jnp.take_along_axis(table[n], index, axis=2) for n in ("place", "time", "count")}
-    taken["count"] += 1
-    taken["kept"] = kept
+    taken |= {"count": taken["count"] + 1, "kept": kept}
 
     def edit(layer: Array, values: KV) -> KV:
         at = index[layer][None, :, :, None, None]
@@ -91,5 +96,13 @@ def chosen(
             edited.append(buffer.put_frames(x, new, jnp.int32(slot), per_frame, layer))
         return KV(*edited)
 
-    values = buffer.each_layer(edit, context.keys_values)
-    return {name: put(table[name], new) for name, new in taken.items()}, values
+    k, v = buffer.each_layer(edit, context.keys_values)
+    here = now & (number >= slot) & (number < slot + count // per_frame)
+    return dataclasses.replace(
+        context,
+        k=k,
+        v=v,
+        memory=table | {name: put(table[name], new) for name, new in taken.items()},
+        valid=context.valid | here[None, :, None],
+        frame=jnp.where(here, number, context.frame),
+    )
