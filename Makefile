@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a large red circle moving right slowly on a white background
 
-.PHONY: demo pictures train-gpu test newest lint notebooks docs release clean
+.PHONY: demo serve pictures train-gpu test newest lint notebooks docs release clean
 
 # 30 seconds of Rolling Forcing on the embedded model, with and without TokenTrim:
 # demo/compare.mp4, .png and .json, and each run's own video. What an earlier one wrote goes.
@@ -17,6 +17,10 @@ pictures: demo
 	$(BIN)/tt-jax compare "a small red circle moving to the right slowly on white" --seconds 30 \
 		--out demo/small
 	$(BIN)/python .docs/pictures.py
+
+# A page to watch and steer an endless video of the embedded model: http://127.0.0.1:8000
+serve: .venv/.serve
+	$(BIN)/tt-jax serve
 
 # Trains the embedded model for so many MINUTES on whatever JAX finds, a GPU best; goes on where an
 # earlier call stopped. The models are training/model and training/young.
@@ -68,6 +72,6 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --editable ".[test,parity]"
 	touch $@ .venv/.installed
 
-.venv/.notebooks .venv/.docs: .venv/.%: pyproject.toml | $(BIN)/python
+.venv/.notebooks .venv/.docs .venv/.serve: .venv/.%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
