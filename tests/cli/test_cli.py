@@ -527,19 +527,21 @@ def test_a_full_disk(run, monkeypatch):
     assert code == 1 and err.count("\n") == 1 and "No space left" in err
 
 
-def interrupt(tiny_model, tmp_path, when, seconds, wrapper=("-m", "tt_jax")):
-    """Starts a process and sends it SIGINT once `when()`; it ends with one line and 130."""
+def interrupt(tiny_model, tmp_path, when, seconds, wrapper=("-m", "tt_jax"), number=signal.SIGINT):
+    """Starts a process and sends it a signal once `when()`; it ends with 130, in so many words,
+    which are returned."""
     command = [sys.executable, *wrapper, "generate", PROMPT, "--model", str(tiny_model),
                "--seconds", str(seconds), "--out", "made"]  # fmt: skip
     environment = ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not when():
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     # On a busy machine, libraries may have complained of its slowness before.
     assert process.returncode == 130 and "Traceback" not in err
     assert err.endswith("tt-jax: interrupted.\n") and err.count("interrupted") == 1
+    return err
 
 
 @pytest.mark.slow
@@ -547,6 +549,19 @@ def test_an_interrupt_while_generating(tiny_model, tmp_path):
     compiled = tmp_path / "cache" / "tt-jax" / "programs"
     interrupt(tiny_model, tmp_path, lambda: any(compiled.glob("*rollout*")), seconds=9000)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.slow
+def test_what_was_finished_is_kept(tiny_model, tmp_path):
+    """A spot machine is taken away: the video so far plays, and the run can go on."""
+    saved = tmp_path / "made" / "video.run"
+    err = interrupt(
+        tiny_model, tmp_path, lambda: any(saved.glob("*/state-*")), 9000, number=signal.SIGTERM
+    )
+    assert "s that were finished are in made/video.partial.mp4.\n" in err
+    assert "go on with: tt-jax generate --resume made/video.run\n" in err
+    assert frames("made/video.partial.mp4") >= 160
+    assert sorted(os.listdir("made")) == ["video.partial.mp4", "video.run"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,104 @@
+"""Main memory of a video that is written while it is made, whatever its length.
+
+    python -m benchmarks memory     frames of 832x480 from a stand-in decoder, 1 and 20 minutes;
+                                    and 10 and 60 seconds of the embedded model with its decoder
+
+Anonymous memory of a process of its own, the highest of many looks; mapped files don't count.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.convert_memory import INTERVAL, anonymous
+
+SIZE = (480, 832)
+CHUNK = 12  # frames
+CASES = {"stand-in": (60.0, 1200.0), "shapes": (10.0, 60.0)}
+
+
+def stand_in(seconds: float, folder: Path) -> None:
+    """Writes moving noise through what `tt-jax generate` writes with, without states."""
+    from tt_jax.cli.take import Take
+    from tt_jax.overview import Observer
+    from tt_jax.video import Chunk
+
+    length = round(16 * seconds)
+    take = Take(folder, Observer(length), 0)
+    for chunk in chunks(length, Chunk):
+        take.add(chunk)
+    take.state = chunk.state
+    take.save([folder / "video.mp4"])
+
+
+def chunks(length: int, kind: type) -> Iterator:
+    """A stream's chunks, of frames that a cheap decoder makes."""
+    from types import SimpleNamespace
+
+    noise = np.random.default_rng(0).integers(0, 64, (SIZE[0], SIZE[1] * 2, 3), np.uint8)
+    maps = np.zeros((1, 1, 30, 52), np.float32)
+    numbers = {
+        name: np.zeros((1, 1), np.float32)
+        for name in ("severity", "accepted_severity", "threshold", "kept_fraction")
+    } | {"triggered": np.zeros((1, 1), bool), "drift": maps, "pruned": maps}
+    rollout = SimpleNamespace(numbers=lambda: numbers)
+    state = SimpleNamespace(surplus=np.zeros((1, 0, *SIZE, 3), np.uint8))
+    total = -(-length // CHUNK)
+    for number in range(total):
+        start = number * CHUNK
+        frames = np.stack(
+            [noise[:, at % SIZE[1] : at % SIZE[1] + SIZE[1]] for at in range(start, start + CHUNK)]
+        )[None, : length - start]
+        yield kind(number, start, total, frames, rollout, state)
+
+
+def embedded(seconds: float, folder: Path) -> None:
+    """Makes a video of the embedded model."""
+    import tt_jax
+
+    prompt = "a large red circle moving right slowly on a white background"
+    tt_jax.load("shapes").generate(prompt, seconds=seconds, out=folder / "video.mp4")
+
+
+MAKERS = {"stand-in": stand_in, "shapes": embedded}
+
+
+def peak(case: str, seconds: float) -> int:
+    """Bytes of a process that makes a video."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = f"from benchmarks.memory import *; MAKERS[{case!r}]({seconds}, Path({folder!r}))"
+        process = subprocess.Popen([sys.executable, "-c", code])
+        highest, done = 0, threading.Event()
+        while process.poll() is None:
+            highest = max(highest, anonymous(process.pid))
+            done.wait(INTERVAL)
+    if process.returncode:
+        sys.exit("the run failed.")
+    return highest
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table, row by row."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
+    parser.add_argument("--case", choices=CASES, nargs="*", default=list(CASES))
+    options = parser.parse_args(argv)
+    print("| frames | seconds | peak of main memory | of the shortest | time |")
+    print("|---|---|---|---|---|")
+    for case in options.case:
+        first = None
+        for seconds in CASES[case]:
+            started = time.perf_counter()
+            highest = peak(case, seconds)
+            first = first or highest
+            print(
+                f"| {case} | {seconds:g} | {highest / 1e6:.0f} MB | {highest / first:.3f} | "
+                f"{time.perf_counter() - started:.0f} s |",
+                flush=True,
+            )

@@ -1,0 +1,105 @@
+"""States in files, and runs that are killed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kill_generate import kills
+from models import PROMPT
+
+import tt_jax
+from tt_jax.models.vae import Cache
+from tt_jax.trim.policies import POLICIES
+
+EAGER = tt_jax.TokenTrim(p=0.2, lam=-100.0)
+
+
+def same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype and type(a) is type(b)
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            assert jax.random.key_impl(a) == jax.random.key_impl(b)
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_whatever_a_state_holds_comes_back(tmp_path):
+    arrays = {
+        "bfloat16": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3),
+        "key": jax.random.key(3, impl="rbg"),
+        "host": (np.zeros((0, 2), np.uint8), [np.full((), 2, np.float64)]),
+    }
+    others = {
+        "settings": tt_jax.SelfForcing(window=9, guidance=tt_jax.FlowMo()),
+        5: [None, float("inf"), True, "text"],
+    }
+    tt_jax.save_state(tmp_path / "state", {"arrays": arrays, "others": others})
+    again = tt_jax.load_state(tmp_path / "state")
+    same(arrays, again["arrays"])
+    assert again["others"] == others
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    path = tmp_path / "state"
+    tt_jax.save_state(path, {"a": np.arange(100)})
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[50] ^= 1
+    path.write_bytes({"cut": data[:-9], "flipped": data, "other": b"no state"}[damage])
+    with pytest.raises(ValueError, match=r"state is no state, or is damaged"):
+        tt_jax.load_state(path)
+
+
+def test_what_has_no_name_is_refused(tmp_path):
+    trim = tt_jax.TokenTrim(select=lambda *_: POLICIES)
+    with pytest.raises(ValueError, match="can't be kept in a file"):
+        tt_jax.save_state(tmp_path / "state", trim)
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_of_elsewhere_are_not_imported(tmp_path):
+    kind = dataclasses.make_dataclass("Elsewhere", ["a"])
+    kind.__module__ = "nowhere"
+    tt_jax.save_state(tmp_path / "state", kind(1))
+    with pytest.raises(ValueError, match="needs Elsewhere of nowhere: import that first"):
+        tt_jax.load_state(tmp_path / "state")
+
+
+def test_a_stream_goes_on_from_a_file(tiny_model, tmp_path):
+    """Written while it is made, too; and another strategy is refused."""
+    pipe = tt_jax.load(tiny_model)
+    request = {"seconds": 2.8, "seed": 3, "trim": EAGER}
+    script = [(0, PROMPT), (0.6, "a large blue square")]
+    chunks = []
+    for chunk in pipe.stream(script, **request):
+        if chunk.number == 1:
+            tt_jax.save_state(tmp_path / "state", chunk.state)
+        chunks.append(chunk)
+    state: tt_jax.VideoState = tt_jax.load_state(tmp_path / "state")
+    same(chunks[1].state.rollout, state.rollout)
+    cache: Cache = state.cache
+    same(chunks[1].state.cache, cache)
+    rest = list(pipe.stream(script, **request, resume=state))
+    assert [chunk.number for chunk in rest] == [2, 3]
+    for one, other in zip(rest, chunks[2:], strict=True):
+        np.testing.assert_array_equal(one.frames, other.frames)
+        np.testing.assert_array_equal(one.rollout.severity, other.rollout.severity)
+    with pytest.raises(ValueError, match=r"the state was made with cache Window.*sink=0"):
+        pipe.stream(script, **request, resume=state, strategy=pipe.strategy(sink=1))
+    with pytest.raises(ValueError, match="this one's last chunks"):
+        pipe.stream(script, **request, resume=chunks[3].state)
+    with pytest.raises(ValueError, match="give either"):
+        pipe.stream(script, **request, resume=state, state=state)
+    written = pipe.generate(script, **request, out=tmp_path / "video.mp4")
+    assert written.length == 45 and written.files == (tmp_path / "video.mp4",)
+    assert written.changes.keys() == {1} and (written.numbers["dropped"][0, 3] > 0)
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on(tmp_path):
+    assert len(list(kills(3, tmp_path))) == 3
