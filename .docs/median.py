@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tt_jax.shapes.world import parse
+from tt_jax.shapes.language import parse
 
 
 def main() -> None:

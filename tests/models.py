@@ -14,7 +14,7 @@ from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.text import TextConfig
 from tt_jax.models.tokenizer import train_sentencepiece
 from tt_jax.models.vae import VAEConfig
-from tt_jax.shapes.world import evaluation_prompts
+from tt_jax.shapes.language import evaluation_prompts
 
 PROMPT = "a small red circle moving to the right slowly on a white background"
 

@@ -17,7 +17,8 @@ from tt_jax.lab import compare, estimate, make, observe, pictures, report, run, 
 from tt_jax.lab.cost import Cost
 from tt_jax.lab.experiment import _load
 from tt_jax.lab.make import Made
-from tt_jax.shapes.world import evaluation_prompts, render
+from tt_jax.shapes.language import evaluation_prompts
+from tt_jax.shapes.world import render
 
 SECONDS = 4
 STARTS = tuple(max(0, 12 * i - 3) for i in range(6))  # 64 frames: 9, then 12 a chunk, the last cut

@@ -9,8 +9,10 @@ from flax import nnx
 import tt_jax
 from tt_jax.models.configs import RolloutConfig
 from tt_jax.shapes import check
-from tt_jax.shapes.checker import judge, measure
-from tt_jax.shapes.world import evaluation_prompts, render
+from tt_jax.shapes.checker import measure
+from tt_jax.shapes.language import evaluation_prompts
+from tt_jax.shapes.verdict import judge
+from tt_jax.shapes.world import render
 
 
 class NoisyVAE(nnx.Module):

@@ -4,7 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tt_jax.shapes.checker import contrast, errors, judge, measure
+from tt_jax.shapes.checker import measure
+from tt_jax.shapes.language import ObjectFacts, caption, facts
+from tt_jax.shapes.verdict import contrast, errors, judge
 from tt_jax.shapes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -13,10 +15,7 @@ from tt_jax.shapes.world import (
     SHAPES,
     SIZES,
     Object,
-    ObjectFacts,
     Scene,
-    caption,
-    facts,
     positions,
     render,
     sample_scene,

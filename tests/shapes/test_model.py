@@ -9,8 +9,9 @@ import pytest
 import tt_jax
 from tt_jax.checkpoint import EMBEDDED, find, inside, load_tokenizer, read_config
 from tt_jax.models.tokenizer import Vocabulary
-from tt_jax.shapes.checker import judge
-from tt_jax.shapes.world import DRAWS, evaluation_prompts, render, words
+from tt_jax.shapes.language import DRAWS, evaluation_prompts, words
+from tt_jax.shapes.verdict import judge
+from tt_jax.shapes.world import render
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from tt_jax.shapes import world
+from tt_jax.shapes import language, world
+from tt_jax.shapes.language import caption, evaluation_prompts, facts, parse
 from tt_jax.shapes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -13,10 +14,6 @@ from tt_jax.shapes.world import (
     STEADY,
     Object,
     Scene,
-    caption,
-    evaluation_prompts,
-    facts,
-    parse,
     positions,
     render,
     sample_scene,
@@ -166,7 +163,7 @@ def test_captions_say_what_parse_reads(regime):
 
 def test_parse_reads_the_likes_of_a_user():
     said = parse("A red circle moving left")
-    assert said.objects == (world.ObjectFacts("circle", "red", None, "left", None),)
+    assert said.objects == (language.ObjectFacts("circle", "red", None, "left", None),)
     assert said.background is None
     assert said.camera is None
     said = parse("a blue square at the top left going to the right and a cross in the middle")
@@ -182,7 +179,7 @@ def test_parse_reads_the_likes_of_a_user():
 def test_the_words_are_those_of_captions():
     rng = np.random.default_rng(3)
     found = {w for scene in scenes(2000) for w in re.findall(r"[a-z-]+", caption(scene, rng))}
-    assert world.words() == found
+    assert language.words() == found
 
 
 @pytest.mark.slow

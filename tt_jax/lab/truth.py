@@ -3,9 +3,10 @@
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from tt_jax.shapes import checker
+from tt_jax.shapes import verdict
 from tt_jax.shapes.checker import Measurement
-from tt_jax.shapes.world import BACKGROUNDS, COLOURS, FPS, SIDE, parse
+from tt_jax.shapes.language import parse
+from tt_jax.shapes.world import BACKGROUNDS, COLOURS, FPS, SIDE
 
 # Our name for each of the checker's errors. `lost` is a share of objects, no distance.
 ERRORS = {
@@ -20,7 +21,7 @@ ERRORS = {
 
 
 def curves(seen: Measurement, prompt: str) -> dict[str, Float[np.ndarray, " seconds"]]:
-    """Errors per whole second, as `shapes.checker.errors` defines them, and `moving`.
+    """Errors per whole second, as `shapes.verdict.errors` defines them, and `moving`.
 
     Args:
         seen: what the checker saw.
@@ -31,14 +32,14 @@ def curves(seen: Measurement, prompt: str) -> dict[str, Float[np.ndarray, " seco
         lost), octaves (size), objects (count), pixels a frame (speed). `moving`: the share of the
         objects said to move of which something moves. NaN where there is nothing to measure.
     """
-    found = checker.errors(seen, prompt)
+    found = verdict.errors(seen, prompt)
     values = {name: found[theirs] for name, theirs in ERRORS.items()}
     said = sum(thing.direction not in (None, "still") for thing in parse(prompt).objects)
     seconds = len(seen.background) // FPS
     moving = np.full(seconds, np.nan)
     for second in range(seconds if said else 0):
         part = seen.cut(slice(second * FPS, (second + 1) * FPS))
-        moving[second] = min(checker.moving(part), said) / said
+        moving[second] = min(verdict.moving(part), said) / said
     return values | {"moving": moving}
 
 

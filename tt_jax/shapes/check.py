@@ -19,8 +19,10 @@ from jaxtyping import UInt8
 
 import tt_jax
 from tt_jax.files import atomic
-from tt_jax.shapes.checker import Measurement, errors, judge, measure, moving, object_errors
-from tt_jax.shapes.world import FPS, REGIMES, Scene, evaluation_prompts, parse, render
+from tt_jax.shapes.checker import Measurement, measure
+from tt_jax.shapes.language import evaluation_prompts, parse
+from tt_jax.shapes.verdict import errors, judge, moving, object_errors
+from tt_jax.shapes.world import FPS, REGIMES, Scene, render
 from tt_jax.strategies.presets import preset
 
 TARGETS = {"colour": 97.0, "background": 97.0, "shape": 92.0, "count": 93.0, "direction": 88.0}

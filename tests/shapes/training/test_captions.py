@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tt_jax.models.tokenizer import Tokenizer, train_sentencepiece
-from tt_jax.shapes import world
+from tt_jax.shapes import language, world
 from tt_jax.shapes.training.captions import read_grammar, say
 from tt_jax.shapes.training.scenes import from_scenes
 
@@ -17,7 +17,7 @@ LENGTH = 40
 @pytest.fixture(scope="module")
 def tokenizer():
     rng = np.random.default_rng(0)
-    captions = [world.caption(world.sample_scene(rng), rng) for _ in range(3000)]
+    captions = [language.caption(world.sample_scene(rng), rng) for _ in range(3000)]
     return Tokenizer(train_sentencepiece(captions), LENGTH)
 
 
@@ -50,7 +50,7 @@ def test_they_are_split_as_the_tokenizer_splits_them(told, tokenizer):
 def test_they_say_the_scenes_facts(told):
     scenes, texts, _, _ = told
     for scene, text in zip(scenes, texts, strict=True):
-        said, shown = world.parse(text), world.facts(scene)
+        said, shown = language.parse(text), language.facts(scene)
         assert (said.objects, said.background) == (shown.objects, shown.background), text
         assert said.camera in ({shown.camera} if scene.pan else {None, "fixed"})
 
@@ -59,7 +59,7 @@ def test_they_say_the_scenes_facts(told):
 def test_they_use_every_word_and_no_other(told):
     scenes, texts, _, _ = told
     rng = np.random.default_rng(2)
-    theirs = [world.caption(scene, rng) for scene in scenes]
+    theirs = [language.caption(scene, rng) for scene in scenes]
 
     def words(captions):
         return set(re.findall(r"[a-z-]+", " ".join(captions)))

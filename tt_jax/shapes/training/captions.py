@@ -1,4 +1,4 @@
-"""Captions on the device: token ids of what `world.caption` would say, put together from phrases.
+"""Captions on the device: token ids of what `language.caption` would say, made of phrases.
 
 Every word of the grammar is split into pieces by itself, so the pieces of a caption are those of
 its phrases, one after the other.
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from tt_jax.models.tokenizer import END, PAD, Tokenizer
-from tt_jax.shapes import world
+from tt_jax.shapes import language
 from tt_jax.shapes.training.scenes import Scenes
 
 
@@ -30,7 +30,7 @@ class Phrases(NamedTuple):
 
 
 class Grammar(NamedTuple):
-    """The pieces of every phrase of `world.phrases`, and of the words between them."""
+    """The pieces of every phrase of `language.phrases`, and of the words between them."""
 
     size: Phrases  # [size, phrasing]
     colour: Phrases
@@ -64,7 +64,7 @@ def read_grammar(tokenizer: Tokenizer) -> Grammar:
         count = np.array([len(part) for part in found], np.int32)
         return Phrases(ids.reshape(*texts.shape, -1), count.reshape(texts.shape))
 
-    tables = world.phrases() | {"words": ["a", "and", "both", ","]}
+    tables = language.phrases() | {"words": ["a", "and", "both", ","]}
     return Grammar(**{name: phrases(table) for name, table in tables.items()})
 
 

@@ -26,12 +26,13 @@ from tt_jax.checkpoint import (
 from tt_jax.files import atomic, new_folder
 from tt_jax.models.configs import CONFIGS, ModelConfig
 from tt_jax.models.tokenizer import Tokenizer, Vocabulary, train_sentencepiece
+from tt_jax.shapes.language import DRAWS, caption, words
 from tt_jax.shapes.training import stages
 from tt_jax.shapes.training.captions import read_grammar
 from tt_jax.shapes.training.optimise import Log, Params, run_stage
 from tt_jax.shapes.training.reading import questions
 from tt_jax.shapes.training.recipe import STAGES, Recipe
-from tt_jax.shapes.world import DRAWS, caption, sample_scene, words
+from tt_jax.shapes.world import sample_scene
 
 CAPTIONS = 6000  # that the tokenizer is made from
 
