@@ -186,8 +186,13 @@ def test_the_words_are_those_of_captions():
 def test_every_word_of_the_grammar_is_reachable():
     rng = np.random.default_rng(3)
     words = {w for scene in scenes(2000) for w in re.findall(r"[a-z-]+", caption(scene, rng))}
-    tables = [*world._SIZE_WORDS.values(), *world._SPEED_WORDS.values(), world._VERBS, world._STILL]
-    tables += world._PLACE_WORDS.values()
+    tables = [
+        *language._SIZE_WORDS.values(),
+        *language._SPEED_WORDS.values(),
+        language._VERBS,
+        language._STILL,
+    ]
+    tables += language._PLACE_WORDS.values()
     known = {word for table in tables for phrase in table for word in phrase.split()}
     known |= {*COLOURS, *BACKGROUNDS, *SHAPES, "up", "down", "left", "right", "upward", "downward"}
     glue = "a and both on over plain background striped stripes to the camera fixed pans panning"

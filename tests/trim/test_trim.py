@@ -296,6 +296,11 @@ def test_lam_is_any_number_and_infinite_there_is_no_threshold():
     # Of these there is one, and no arithmetic makes it infinite.
     most = float(np.finfo(np.float32).max)
     assert threshold(most) == [most, True] and threshold(-most) == [-most, True]
+    assert threshold(-np.inf) == [-most, True]
+    statistics = Statistics.start(1)
+    for _ in range(2):  # no deviation: nothing times infinity is no number
+        statistics = statistics.update(jnp.array([3.0]), jnp.array(True))
+    assert threshold(-np.inf) == [3, True]
 
 
 # --- settings -----------------------------------------------------------------------------------
