@@ -226,6 +226,7 @@ def test_grad(dit, text, name):
         assert np.isfinite(gradient).all() and gradient.any()
 
 
+@pytest.mark.slow
 def test_pmap(dit, text, plain):
     graph, params = nnx.split(dit)
 
@@ -250,6 +251,7 @@ def test_noise_and_given_frames_of_other_widths(dit, text, dtype):
     np.testing.assert_array_equal(got.latents, want.latents)
 
 
+@pytest.mark.slow
 def test_text_of_16_bits(dit, text, plain):
     out = run(dit, text.astype(jnp.bfloat16))
     assert out.latents.dtype == np.float32

@@ -75,6 +75,7 @@ def test_models_of_an_unknown_kind_are_named(tiny_model, tmp_path):
         tt_jax.load(folder)
 
 
+@pytest.mark.slow
 def test_a_model_takes_what_it_lacks_from_the_folder_it_shares(tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "whole")
     (tmp_path / "sibling").mkdir()

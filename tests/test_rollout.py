@@ -124,6 +124,7 @@ def test_retries_drop_what_the_attempt_before_found(dit, text):
     assert (out.pruned[0, 3] >= once.pruned[0, 3]).all()
 
 
+@pytest.mark.slow
 def test_better_keeps_the_attempt_that_drifts_less(dit, text):
     trim = TokenTrim(p=0.25, lam=-100.0, warmup=1, accept="better", resample_noise=True)
     texts = jax.random.normal(jax.random.key(9), (8, CONFIG.text_len, CONFIG.text_dim))
@@ -135,6 +136,7 @@ def test_better_keeps_the_attempt_that_drifts_less(dit, text):
     assert not np.asarray(out.pruned)[kept_first].any()
 
 
+@pytest.mark.slow
 def test_a_policy_of_ones_own(dit, text):
     def corner(drift, entry_drift, key):
         return jnp.zeros(entry_drift.shape, bool).at[:, :, 3].set(True)
@@ -157,7 +159,10 @@ def test_sinks_are_exempt_unless_asked_for(dit, text):
 # --- initial frames -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, 8])
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(1, marks=pytest.mark.slow), 3, 4, pytest.param(8, marks=pytest.mark.slow)],
+)
 def test_initial_frames_fill_the_context(dit, text, count):
     initial = jax.random.normal(jax.random.key(5), (1, count, *GRID, CONFIG.channels))
     strategy = SelfForcing(window=9, steps=(1000, 500))

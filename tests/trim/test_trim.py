@@ -376,6 +376,7 @@ def test_warmup_counts_severities(run):
         assert out.measured.tolist() == [[False] + [True] * 4] * 2
 
 
+@pytest.mark.slow
 def test_own_policy_in_a_rollout(run):
     def middle(drift, entry_drift, key):
         assert drift.shape == (2, 16) and entry_drift.shape == (2, 6, 16) and key.shape == (2,)
@@ -403,7 +404,7 @@ def test_an_own_policy_that_returns_something_else(run, policy, got):
         run(TokenTrim(select=policy))
 
 
-@pytest.mark.parametrize("select", ["motion", "novelty"])
+@pytest.mark.parametrize("select", ["motion", pytest.param("novelty", marks=pytest.mark.slow)])
 def test_drift_of_a_rollout_is_that_of_the_measure(run, select):
     out = run(TokenTrim(select=select, lam=1e9))
     tokens = drift.frame_tokens(out.latents, CONFIG.patch)
@@ -441,6 +442,7 @@ def test_newest_drops_from_the_chunk_before_alone(run):
     assert lost == {9, 10, 11}  # those before the last chunk, 12 to 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", ["bottom", "adaptive", "per_frame"])
 def test_policies_in_a_rollout(run, select):
     out = run(TokenTrim(select=select, lam=-100.0))
