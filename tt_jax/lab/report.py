@@ -215,16 +215,7 @@ def by_regime(comparison: Comparison, arms: Sequence[str]) -> str:
 
 
 def differences_by_regime(comparison: Comparison, baseline: str, others: Sequence[str]) -> str:
-    """Paired differences within each regime.
-
-    Args:
-        comparison: arms under one host and stress.
-        baseline: name of the arm that is subtracted.
-        others: names of those it is subtracted from.
-
-    Returns:
-        Markdown.
-    """
+    """`differences` within each regime, of the same arguments."""
     rows = []
     for regime, places in comparison.regimes().items():
         for m in BY_REGIME:

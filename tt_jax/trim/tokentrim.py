@@ -125,7 +125,7 @@ class TokenTrim:
         Returns:
             ceil(p N).
         """
-        # The margin keeps ceil(0.1 * 30) from being 4.
+        # The margin keeps ceil(0.07 * 100) from being 8.
         return math.ceil(self.p * tokens - 1e-9)
 
     def measure(
