@@ -14,10 +14,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
+import tt_jax
 from benchmarks.convert_memory import INTERVAL, anonymous
+from tt_jax.cli.take import Take
+from tt_jax.overview import Observer
+from tt_jax.video import Chunk
 
 SIZE = (480, 832)
 CHUNK = 12  # frames
@@ -25,44 +31,36 @@ CASES = {"stand-in": (60.0, 1200.0), "shapes": (10.0, 60.0)}
 
 
 def stand_in(seconds: float, folder: Path) -> None:
-    """Writes moving noise through what `tt-jax generate` writes with, without states."""
-    from tt_jax.cli.take import Take
-    from tt_jax.overview import Observer
-    from tt_jax.video import Chunk
-
+    """Writes moving waves through what `tt-jax generate` writes with, without states."""
     length = round(16 * seconds)
     take = Take(folder, Observer(length), 0)
-    for chunk in chunks(length, Chunk):
+    for chunk in chunks(length):
         take.add(chunk)
-    take.state = chunk.state
     take.save([folder / "video.mp4"])
 
 
-def chunks(length: int, kind: type) -> Iterator:
+def chunks(length: int) -> Iterator[Chunk]:
     """A stream's chunks, of frames that a cheap decoder makes."""
-    from types import SimpleNamespace
-
-    noise = np.random.default_rng(0).integers(0, 64, (SIZE[0], SIZE[1] * 2, 3), np.uint8)
+    waves = 127 * (1 + np.sin(np.arange(2 * SIZE[1]) / 60))  # quickly encoded
+    wide = np.broadcast_to(waves[:, None], (SIZE[0], 2 * SIZE[1], 3)).astype(np.uint8)
     maps = np.zeros((1, 1, 30, 52), np.float32)
     numbers = {
         name: np.zeros((1, 1), np.float32)
         for name in ("severity", "accepted_severity", "threshold", "kept_fraction")
     } | {"triggered": np.zeros((1, 1), bool), "drift": maps, "pruned": maps}
-    rollout = SimpleNamespace(numbers=lambda: numbers)
-    state = SimpleNamespace(surplus=np.zeros((1, 0, *SIZE, 3), np.uint8))
+    rollout: Any = SimpleNamespace(numbers=lambda: numbers)
+    state: Any = SimpleNamespace(surplus=np.zeros((1, 0, *SIZE, 3), np.uint8))
     total = -(-length // CHUNK)
     for number in range(total):
         start = number * CHUNK
         frames = np.stack(
-            [noise[:, at % SIZE[1] : at % SIZE[1] + SIZE[1]] for at in range(start, start + CHUNK)]
+            [wide[:, at % SIZE[1] : at % SIZE[1] + SIZE[1]] for at in range(start, start + CHUNK)]
         )[None, : length - start]
-        yield kind(number, start, total, frames, rollout, state)
+        yield Chunk(number, start, total, frames, rollout, state)
 
 
 def embedded(seconds: float, folder: Path) -> None:
     """Makes a video of the embedded model."""
-    import tt_jax
-
     prompt = "a large red circle moving right slowly on a white background"
     tt_jax.load("shapes").generate(prompt, seconds=seconds, out=folder / "video.mp4")
 
