@@ -22,7 +22,9 @@ BASE = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def client():
-    with TestClient(create_app(Stub()), BASE) as client:
+    stub = Stub()
+    with TestClient(create_app(stub), BASE) as client:
+        client.stub = stub
         yield client
 
 
@@ -120,6 +122,8 @@ def test_a_video_is_made_steered_branched_and_fetched(client):
         page.say({"type": "branch", "seed": 8})  # also once it has stopped
         assert page.until("started")["frame"] == page.frames
     assert metric(client, "streams_total") == 3
+    seeds = [seed for _, _, _, seed, _ in client.stub.asked if seed is not None]
+    assert seeds[0] == 7 and set(seeds[1:]) <= {8}  # the first chunk of each branch, no other
 
 
 def test_no_more_is_made_than_the_page_has_shown(client):
@@ -200,6 +204,7 @@ def test_a_picture_to_start_from(client):
         assert page.next() == {"type": "picture"}
         page.say(START | {"picture": True})
         page.watch(1)
+    assert client.stub.asked[0][-1] == (1, 32, 32, 3)
 
 
 def test_a_picture_of_too_many_pixels_is_refused_unread(client, monkeypatch):
