@@ -28,9 +28,10 @@ MINUTES ?= 10
 train-gpu: .venv/.installed
 	$(BIN)/python -m tt_jax.shapes.training training --minutes $(MINUTES)
 
-# All tests but those of true-size models; a file stays in one process, which compiles once.
+# All tests but those of true-size models; a file stays in one process, which compiles once, and
+# the longest come first (tests/conftest.py).
 test: .venv/.tested
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not huge" --durations 30
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not huge" --durations 30
 
 # The quick tests that need no originals (of others, what needs torch skips), and all of other
 # people's JAX, on the newest JAX that PYTHON can have.

@@ -38,6 +38,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 _figures: list[tuple[str, str, str, float, float]] = []
 
 
+# Files of minutes with few tests: begun first, so that no worker ends alone with one.
+LONG = (
+    "shapes/training/test_training.py", "lab/test_run.py", "cli/test_known_models.py",
+    "test_other_mesh.py", "cli/test_fetch.py", "strategies/test_flowmo.py", "test_rollout.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forgotten():
     """Forgets a file's compiled programs: on a CPU each holds memory maps, of which Linux gives a
