@@ -1,16 +1,18 @@
 # Each target works from a bare clone, with Python 3.11 or later: it makes .venv and installs there.
 PYTHON ?= python3
 BIN := .venv/bin
-PROMPT ?= a large red circle moving right slowly on a white background
+# The median case of drift: see .docs/median.py.
+PROMPT ?= on a navy striped background, a middle-sized yellow square gliding gently right
 
 .PHONY: demo serve pictures train-gpu test newest lint notebooks docs release clean
 
-# 30 seconds of Rolling Forcing on the embedded model, with and without TokenTrim:
-# demo/compare.mp4, .png and .json, and each run's own video. What an earlier one wrote goes.
+# 30 seconds of Self Forcing on the embedded model that drifts, plain and with TokenTrim, both with
+# the past as it was trained and as Infinity-RoPE keeps it: demo/compare.mp4, .png and .json, and
+# each run's own video. What an earlier one wrote goes.
 demo: .venv/.installed
 	rm -rf demo
-	$(BIN)/tt-jax compare "$(PROMPT)" --seconds 30 --out demo \
-		--presets rolling-forcing rolling-forcing+tokentrim-no-flowmo
+	$(BIN)/tt-jax compare "$(PROMPT)" --model shapes-young --seconds 30 --out demo \
+		--cache window --cache infinity-rope
 
 # The README's pictures, from the demo and another comparison.
 pictures: demo

@@ -1,10 +1,10 @@
 """The median case of a check, for the demo: `python .docs/median.py FILE`.
 
 FILE is from `python -m tt_jax.shapes.check --weights shapes-young --seconds 30 --json FILE`. Of
-its prompts whose objects are all right in the third second, the one is printed whose drift is the
-median (the lower one of two). Drift is the share of seconds, from the third on, in which an object
-is lost or has another colour, shape or size, mean over its objects. Of several prompts with that
-share it is the first.
+its prompts whose objects are all right in the third second and that drift at all, the one is
+printed whose drift is the median (the lower one of two). Drift is the share of seconds, from the
+third on, in which an object is lost or has another colour, shape or size, mean over its objects.
+Of several prompts with that share it is the first.
 """
 
 import argparse
@@ -23,9 +23,10 @@ def main() -> None:
     prompts = json.loads(parser.parse_args().file.read_text())["prompts"]
     right = [row for row in prompts if len(row["fates"]) == len(parse(row["prompt"]).objects)]
     drift = [np.mean([state != "kept" for one in row["fates"] for state in one]) for row in right]
-    index = int(np.argsort(drift, kind="stable")[(len(right) - 1) // 2])
-    index = drift.index(drift[index])
-    print(f"{right[index]['prompt']}\n{drift[index]:.2f}, the median of {len(right)} prompts")
+    some = sorted(filter(None, drift))
+    median = some[(len(some) - 1) // 2]
+    print(right[drift.index(median)]["prompt"])
+    print(f"{median:.2f}, the median of {len(some)} that drift, of {len(right)} right prompts")
 
 
 if __name__ == "__main__":
