@@ -26,17 +26,15 @@ class DeepForcing(Policy):
     included: `sink` first frames; of the tokens in the middle, in each layer, those that the
     queries of the latest `recent` frames score highest; those frames. A key's score is the sum over
     queries and heads of q k / (sqrt(width) heads), rotated; the queries are the chunk's own in its
-    first pass and those the frames before it had in their last. A token that was chosen `reuse`
-    times is no candidate any more. Each compression moves the sinks to the frames from `budget`
-    before the chunk on; a chosen token keeps its position.
+    first pass and those the frames before it had in their last. A token chosen `reuse` times is no
+    candidate. Each compression moves the sinks to the frames from `budget` before the chunk on.
 
-    Positions are those of the vendored code that was recorded: five of them stay empty between sink
-    and recent frames, and chosen tokens are never moved, other than in the paper. Whether to
-    compress is decided by frames, where the original counts tokens; they differ where `reuse` left
-    fewer candidates than places.
+    Positions are those of the recorded code: five stay empty between sink and recent frames, and
+    chosen tokens never move, other than in the paper. Frames decide whether to compress; the
+    original counts tokens, which differ where `reuse` left fewer candidates than places.
 
-    Caches `frames` frames. Computes one more pass, with a score for each key, before every second
-    chunk. Videos have no end. TokenTrim drops chosen tokens by the place in a frame they come from.
+    Caches `frames` frames, computes a pass more, with a score a key, before every second chunk, has
+    no end. TokenTrim drops chosen tokens by the place in a frame that they come from.
 
     Attributes:
         frames: that attention spans, the chunk included.
@@ -57,8 +55,7 @@ class DeepForcing(Policy):
         return self.sink
 
     @property
-    def _kept(self) -> int:
-        """Slots of sinks and chosen tokens."""
+    def _kept(self) -> int:  # slots of sinks and chosen tokens
         return self.budget - self.recent
 
     def check(self, chunk: int) -> None:
@@ -110,7 +107,7 @@ class DeepForcing(Policy):
         grid: tuple[int, int],
         choosing: bool = False,
     ) -> tuple[Any, Read]:
-        """As every policy's; where it is `choosing`, by tokens that a layer chooses and returns."""
+        """Where it is `choosing`, by tokens that a layer chooses and returns."""
         per_frame, older = valid.shape[2], self.recent - size
         slot = jnp.arange(self.frames, dtype=jnp.int32)
         always = context.filled & (slot >= self._kept) & (context.frame >= frame - older)
@@ -144,8 +141,7 @@ class DeepForcing(Policy):
         tokens: Float[Array, "b f p d"],
         frames: Int[Array, " f"],
     ) -> Context:
-        kv, query = own
-        slot = jnp.arange(self.frames, dtype=jnp.int32)
+        (kv, query), slot = own, jnp.arange(self.frames, dtype=jnp.int32)
         # Until the first choice, frames like others are there.
         chosen = (slot >= self.sink) & (slot < self._kept) & jnp.any(context.memory["count"] > 0)
         at = buffer.ring(context, frames, self._kept)

@@ -129,8 +129,8 @@ class FadeMem(Policy):
         def merge(layer: Array, values: KV) -> KV:
             merged = []
             for past in values:
-                pair = (buffer.frames_at(past, slot, per_frame, layer=layer) for slot in (a, b))
-                new = mean(*pair, weight[:, None, :, :, None, None])
+                one, two = (buffer.frames_at(past, at, per_frame, layer=layer) for at in (a, b))
+                new = mean(one, two, weight[:, None, :, :, None, None])
                 merged.append(buffer.put_frames(past, new, a, per_frame, layer))
             return KV(*merged)
 

@@ -1,14 +1,13 @@
 """TetherCache: each layer keeps the frames that its queries look at, apart from one another."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tt_jax.cache import buffer, selection
+from tt_jax.cache import buffer, members, selection
 from tt_jax.cache.buffer import Context
 from tt_jax.cache.policy import Policy, check_window
 from tt_jax.models.dit import KV, Read, reader
@@ -28,10 +27,9 @@ class TetherCache(Policy):
     `trust` of it with their mean and deviation over tokens. Positions are relative, in the order of
     the video, so that videos have no end.
 
-    Caches `frames - chunk` frames. Computes one mean and one variance over the cache a chunk, and
-    copies up to `chunk` frames. TokenTrim drops entries of memory and newest frame; they are in no
-    mean and never admitted. The published sizes are the defaults; it was written from a description
-    and tested against a loop over that, no recording.
+    Caches `frames - chunk` frames. Computes a mean and a variance over the cache a chunk, copies up
+    to `chunk` frames. TokenTrim drops entries of memory and newest frame; they are in no mean and
+    never admitted. The sizes are the published ones; written from a description, not a recording.
 
     Attributes:
         frames: that attention spans, the chunk included.
@@ -60,11 +58,7 @@ class TetherCache(Policy):
     def start(self, context: Context, chunk: int) -> Context:
         layers, batch = context.k.shape[:2]
         count, per_frame = self.frames - chunk - self.sink - 1, context.valid.shape[2]
-        # Of the frames in each layer's memory; -1 where there is none.
-        memory = {
-            "time": jnp.full((layers, batch, count), -1, jnp.int32),
-            "kept": jnp.zeros((layers, batch, count, per_frame), bool),
-        }
+        memory = members.empty(layers, batch, count, per_frame)
         return dataclasses.replace(context, memory=memory)
 
     def read(
@@ -86,9 +80,7 @@ class TetherCache(Policy):
 
         def read(past: Any, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
             cached, memory = past
-            time = memory["time"]
-            earlier = (time >= 0)[:, None] & (time[:, None] < time[:, :, None])
-            rank = self.sink + jnp.sum(earlier, axis=2, dtype=jnp.int32)
+            rank = self.sink + members.ranks(memory["time"])
             may = valid.at[:, middle].set(valid[:, middle] & memory["kept"])
             times = jnp.repeat(at.at[:, middle].set(rank), per_frame, axis=1)
             mask = buffer.attention_mask(may, size * per_frame)
@@ -101,7 +93,7 @@ class TetherCache(Policy):
             return out, (kv, {
                 "past": selection.frame_logits(query, cached.k, may),
                 "own": selection.frame_logits(query, k, new),
-                "pool": KV(*(selection.moments(x[:, : pool.shape[1]], pool) for x in cached)),
+                "pool": tuple(selection.moments(x[:, : pool.shape[1]], pool) for x in cached),
             })  # fmt: skip
 
         return (context.keys_values, context.memory), read
@@ -134,30 +126,13 @@ class TetherCache(Policy):
         comes = jnp.sum(new >= self.sink, dtype=jnp.int32)
         crowded = jnp.sum(time >= 0, axis=2) + comes > count
 
-        def admit(i: int, layer: Array, values: KV) -> KV:
-            """With the i-th of these frames in a layer's memory, where it enters."""
-            at = self.sink + to[layer, :, i]
-            edited = []
-            for past, now, pool in zip(values, kv, seen["pool"], strict=True):
-                frame = buffer.frames_at(
-                    *((past, jnp.int32(newest)) if i == 0 else (now, jnp.int32(i - 1))),
-                    per_frame, layer=layer,
-                )[0].astype(past.dtype).astype(jnp.float32)  # fmt: skip
-                pool = tuple(x[layer] for x in pool)
-                drawn = selection.drawn(frame, there[:, i], pool, self.trust)
-                frame = jnp.where(crowded[layer][:, None, None, None], drawn, frame)
-                old = buffer.frames_at(past, at, per_frame, layer=layer)
-                here = enters[layer, None, :, i, None, None, None]
-                frame = jnp.where(here, frame.astype(past.dtype)[None], old)
-                edited.append(buffer.put_frames(past, frame, at, per_frame, layer))
-            return KV(*edited)
-
-        values = context.keys_values
-        for i in range(size):
-            values = buffer.each_layer(partial(admit, i), values)
-            here = jax.nn.one_hot(to[:, :, i], count, dtype=bool) & enters[:, :, i, None]
-            time = jnp.where(here, new[i], time)
-            kept = jnp.where(here[..., None], there[None, :, i, None], kept)
+        drawn = members.Drawn(crowded, seen["pool"], self.trust)
+        values, memory = members.enter(
+            context,
+            {"time": time, "kept": kept},
+            members.Newcomers(kv, new, there, enters, to),
+            drawn,
+        )
 
         # The shared arrays: in order, whatever each layer has; what was dropped is in `kept`.
         order = jnp.arange(count, dtype=jnp.int32)
@@ -168,7 +143,7 @@ class TetherCache(Policy):
             **values._asdict(),
             frame=context.frame.at[middle].set(frame),
             valid=context.valid.at[:, middle].set(filled[None, :, None]),
-            memory={"time": time, "kept": kept},
+            memory=memory,
         )
         # A sink, or the newest frame; another is in the memory already.
         at = jnp.where(frames < self.sink, frames, newest)

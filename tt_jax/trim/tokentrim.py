@@ -169,8 +169,9 @@ class TokenTrim:
             Mean novelty of the p N most novel positions and mean absence of the p N most absent.
         """
         count = self.count(tokens.shape[2])
-        both = (measures.novelty, measures.absence)
-        return sum(measures.severity(measure(tokens, context, valid), count) for measure in both)
+        novel = measures.novelty(tokens, context, valid)
+        absent = measures.absence(tokens, context, valid)
+        return measures.severity(novel, count) + measures.severity(absent, count)
 
     def may_drop(
         self, slots: Bool[Array, " s"], frame: Int[Array, " s"], size: int
