@@ -229,7 +229,7 @@ class Statistics:
         """Over the places of the ring that are filled."""
         held = jnp.clip(self.count, 1, RECENT)[:, None]
         nowhere = jnp.asarray(jnp.finfo(values.dtype).max, values.dtype)
-        there = jnp.arange(RECENT)[None] < held
+        there = jnp.arange(RECENT, dtype=jnp.int32)[None] < held
         ordered = jnp.sort(jnp.where(there, values, nowhere), axis=1)
         low, high = (
             jnp.take_along_axis(ordered, index, axis=1)[:, 0]
@@ -275,6 +275,6 @@ class Statistics:
         step = jnp.where(measured, value - self.mean, 0.0)
         mean = self.mean + step / self._at_least_one(count)
         squares = self.squares + step * jnp.where(measured, value - mean, 0.0)
-        place = jnp.arange(RECENT)[None] == (self.count % RECENT)[:, None]
+        place = jnp.arange(RECENT, dtype=jnp.int32)[None] == (self.count % RECENT)[:, None]
         recent = jnp.where(place & measured, value[:, None], self.recent)
         return checked(Statistics(count, mean, squares, recent))
