@@ -134,14 +134,7 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> An
         "--shift", type=shift,
         help="what warps the steps into noise levels, or 'none' (default: the model's own)",
     )  # fmt: skip
-    parser.add_argument(
-        "--vae", choices=VAES, default="full",
-        help="what decodes: the model's VAE, or a tiny one, much faster and less exact",
-    )  # fmt: skip
-    parser.add_argument(
-        "--allow-bidirectional", action="store_true",
-        help="use a model that wasn't trained to generate chunk by chunk",
-    )  # fmt: skip
+    add_loading(parser)
     trim = parser.add_argument_group(
         "TokenTrim", "Defaults are the method's; presets have their own."
     )
@@ -161,6 +154,18 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> An
     trim.add_argument("--resample-noise", **flag, help="fresh noise for a retry")
     trim.add_argument("--prune-sink", **flag, help="drop tokens of sink frames too")
     return shown
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Adds how a model is loaded."""
+    parser.add_argument(
+        "--vae", choices=VAES, default="full",
+        help="what decodes: the model's VAE, or a tiny one, much faster and less exact",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-bidirectional", action="store_true",
+        help="use a model that wasn't trained to generate chunk by chunk",
+    )  # fmt: skip
 
 
 def seed(text: str) -> int:

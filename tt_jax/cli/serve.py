@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from tt_jax.cli.options import CACHES, VAES, port, size
+from tt_jax.cli.options import CACHES, add_loading, port, size
 
 
 def add(commands: Any) -> None:
@@ -29,14 +29,7 @@ def add(commands: Any) -> None:
         help=f"a cache policy that the page offers, several times for several: {', '.join(CACHES)} "
         "(default: the model's own)",
     )  # fmt: skip
-    parser.add_argument(
-        "--vae", choices=VAES, default="full",
-        help="what decodes: the model's VAE, or a tiny one, much faster and less exact",
-    )  # fmt: skip
-    parser.add_argument(
-        "--allow-bidirectional", action="store_true",
-        help="use a model that wasn't trained to generate chunk by chunk",
-    )  # fmt: skip
+    add_loading(parser)
     parser.set_defaults(check=check, cleans_up=True)
 
 
