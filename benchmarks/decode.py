@@ -20,9 +20,9 @@ from flax import nnx
 from benchmarks import tpu
 from benchmarks._timing import interleaved
 from tt_jax.checkpoint import HELD, abstract
+from tt_jax.frames import decode
 from tt_jax.models.tiny_vae import TinyVAEConfig
 from tt_jax.models.vae import VAEConfig
-from tt_jax.pipeline import _decode
 from tt_jax.planning import compiler
 from tt_jax.planning.machines import MACHINES
 from tt_jax.planning.operations import cost
@@ -46,11 +46,11 @@ class Way:
     def program(self, dtype: Any, grid: tuple[int, int]) -> tuple[nnx.GraphDef, Any, Any]:
         """The module in two halves and its cache in mid-video, as shapes."""
         graph, weights = nnx.split(abstract(self.part, self.config, dtype))
-        decode = jax.eval_shape(
-            lambda weights, latents: _decode(graph, weights, None, latents)[1],
+        cache = jax.eval_shape(
+            lambda weights, latents: decode(graph, weights, None, latents)[1],
             weights, self.latents(grid),
         )  # fmt: skip
-        return graph, weights, decode
+        return graph, weights, cache
 
 
 WAYS = {
@@ -65,12 +65,12 @@ def decoder(way: Way, grid: tuple[int, int]) -> Callable[[], Any]:
     module = HELD[way.part][1](way.config, rngs=nnx.Rngs(0))
     graph, weights = nnx.split(module)
     latents = jax.random.normal(jax.random.key(0), way.latents(grid).shape)
-    _, cache = _decode(graph, weights, None, latents)
+    _, cache = decode(graph, weights, None, latents)
 
     def run() -> Any:
         frames, past = [], cache
         for _ in range(CHUNK // way.at_once):
-            some, past = _decode(graph, weights, past, latents)
+            some, past = decode(graph, weights, past, latents)
             frames.append(some)
         return frames
 
@@ -86,7 +86,7 @@ def on_tpu(way: Way) -> tuple[float, int]:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         (*shapes, way.latents(tpu.GRID)),
     )
-    compiled = _decode.lower(graph, weights, cache, latents).compile()
+    compiled = decode.lower(graph, weights, cache, latents).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None and memory is not None  # a TPU's compiler shows them
     cycles = sum(count for _, _, count in tpu.operations(text))
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
     decoding = {}
     for name, way in WAYS.items():
         graph, weights, cache = way.program(jnp.bfloat16, tpu.GRID)
-        step = partial(_decode, graph)
+        step = partial(decode, graph)
         work = CHUNK // way.at_once * cost(step, weights, cache, way.latents(tpu.GRID)).operations
         decoding[name], memory = on_tpu(way)
         took = statistics.median(seconds[name])

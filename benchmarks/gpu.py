@@ -28,10 +28,10 @@ import tt_jax
 from benchmarks._timing import interleaved, ratios, spread
 from tt_jax._rollout import _begin, _copy, _rollout
 from tt_jax.checkpoint import abstract
+from tt_jax.frames import decode
 from tt_jax.models.dit import DiTConfig
 from tt_jax.models.vae import VAEConfig
 from tt_jax.nn import attention
-from tt_jax.pipeline import _decode
 from tt_jax.planning.machines import MACHINES
 from tt_jax.planning.operations import cost
 from tt_jax.strategies.state import State
@@ -160,21 +160,21 @@ def table(options: argparse.Namespace) -> Iterator[str]:
     vae_config = dataclasses.replace(wan, dim=8) if options.toy_vae else wan
     parts = nnx.split(random_module("vae", vae_config, dtype))
     latents = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, *grid, wan.latent_channels)))
-    _, cache = _decode(*parts, None, latents[:, :1])
+    _, cache = decode(*parts, None, latents[:, :1])
 
-    def decode() -> list[jax.Array]:
+    def decoder() -> list[jax.Array]:
         frames, past = [], cache
         for i in range(1, 4):
-            some, past = _decode(*parts, past, latents[:, i : i + 1])
+            some, past = decode(*parts, past, latents[:, i : i + 1])
             frames.append(some)
         return frames
 
-    decoding = interleaved({"decoder": decode}, options.repeats)["decoder"]
+    decoding = interleaved({"decoder": decoder}, options.repeats)["decoder"]
 
     def begin() -> object:
         """A video's first frame, from the prompt's embeddings."""
         out = tt_jax.rollout(dit, text, key, chunks=1, grid=grid, strategy=strategy)
-        return _decode(*parts, None, out.latents[:, :1])
+        return decode(*parts, None, out.latents[:, :1])
 
     jax.block_until_ready(begin())
     started = time.perf_counter()

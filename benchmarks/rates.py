@@ -8,7 +8,7 @@ from flax import nnx
 
 import tt_jax
 from benchmarks._timing import interleaved, spread
-from tt_jax.pipeline import _decode
+from tt_jax.frames import decode
 
 PROMPT = "a small red circle moving right slowly on a white background"
 
@@ -35,12 +35,12 @@ def main(argv: list[str]) -> None:
     latents = transformer()
     parts = nnx.split(pipe.vae)
     # The first frame is a step of its own: it isn't measured.
-    _, cache = _decode(*parts, None, latents[:, :1])
+    _, cache = decode(*parts, None, latents[:, :1])
 
     def decoder() -> list[jax.Array]:
         frames, past = [], cache
         for i in range(1, latents.shape[1]):
-            some, past = _decode(*parts, past, latents[:, i : i + 1])
+            some, past = decode(*parts, past, latents[:, i : i + 1])
             frames.append(some)
         return frames
 

@@ -19,7 +19,10 @@ FLOORS = (
     (("pipeline",), "`load`, text to video, streams, continuation: what a person calls"),
     (("overview", "saved"), "what is kept of a video whose frames went to files; states in files"),
     (("video",), "`Video`, its `Chunk`s and `VideoState`: frames, and the rollout behind them"),
-    (("prompts", "scenes", "media"), "prompts to embeddings; scenes from a line; files of frames"),
+    (
+        ("prompts", "scenes", "frames", "media"),
+        "prompts to embeddings; scenes from a line; frames and latents; files of frames",
+    ),
     (("checkpoint",), "our format on disk"),
     (("_rollout",), "`lax.scan` over chunks: `rollout`, `stream`, `lower`"),
     (("strategies",), "one chunk; the only place where model, cache and TokenTrim meet"),

@@ -11,11 +11,10 @@ import pytest
 from models import PROMPT, TINY
 
 import tt_jax
-from tt_jax import cache, pipeline, records, verify
-from tt_jax.errors import ModelError
-from tt_jax.pipeline import NonFiniteError
+from tt_jax import cache, frames, pipeline, records, verify
+from tt_jax.errors import ModelError, NonFiniteError
 from tt_jax.plots import drift, style
-from tt_jax.scenes import Change
+from tt_jax.scenes import Change, place_changes
 
 # Every chunk from the fourth on triggers.
 EAGER = tt_jax.TokenTrim(p=0.2, lam=-100.0)
@@ -135,7 +134,7 @@ def test_a_script_of_prompts(pipe, video):
     """Switched at the nearest borders as the library's stream does, said in the record, continued,
     and compiled once."""
     module = sys.modules["tt_jax._rollout"]
-    before = module._rollout._cache_size(), pipeline._decode._cache_size()
+    before = module._rollout._cache_size(), frames.decode._cache_size()
     square, star = "a large blue square", "a green star"
     request = {"seed": 3, "trim": EAGER}
     made = pipe.generate([(0, PROMPT), (1.2, square), (2.1, star, "none")], seconds=2.8, **request)
@@ -159,7 +158,7 @@ def test_a_script_of_prompts(pipe, video):
     np.testing.assert_array_equal(more.frames, made.frames[:, 33:])
     (row,) = records.switches(more, 0)
     assert (row["chunk"], row["prompt"]) == (1, star)
-    assert (module._rollout._cache_size(), pipeline._decode._cache_size()) == before
+    assert (module._rollout._cache_size(), frames.decode._cache_size()) == before
 
 
 def stopped():
@@ -190,7 +189,7 @@ def test_what_a_script_does_to_the_cache_is_the_policys_unless_it_says(pipe, mon
     with pytest.raises(
         ValueError, match=r"RollingForcing makes the last chunks .* give one prompt"
     ):
-        pipeline._changes(changes, [embedded] * 2, rolling, borders, state=stopped())
+        place_changes(changes, [embedded] * 2, rolling, borders, continued=True)
     # Of a video that begins with given frames, chunks begin later.
     initial = np.zeros((17, 32, 32, 3), np.uint8)
     pipe.stream([(0, PROMPT), (2.6, PROMPT)], seconds=4, initial=initial)
@@ -247,9 +246,9 @@ def test_stream_yields_what_generate_joins(pipe, video):
 
 def test_stream_compiles_once(pipe, video):
     module = sys.modules["tt_jax._rollout"]
-    before = module._rollout._cache_size(), pipeline._decode._cache_size()
+    before = module._rollout._cache_size(), frames.decode._cache_size()
     list(pipe.stream(PROMPT, seconds=6, seed=9, trim=EAGER))
-    assert (module._rollout._cache_size(), pipeline._decode._cache_size()) == before
+    assert (module._rollout._cache_size(), frames.decode._cache_size()) == before
 
 
 @pytest.mark.slow

@@ -2,9 +2,7 @@
 
 import dataclasses
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -14,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, DTypeLike, Float, Key, UInt8
+from jaxtyping import Array, DTypeLike, Float, Key
 
-from tt_jax._rollout import Rollout, Strategy, check_request
+from tt_jax._rollout import Strategy, check_request
 from tt_jax._rollout import stream as stream_latents
 from tt_jax.checkpoint import (
     PARTS,
@@ -30,20 +28,20 @@ from tt_jax.checkpoint import (
     read_stored,
 )
 from tt_jax.errors import ModelError, NonFiniteError
+from tt_jax.frames import Decoder, ahead, check_size, encode, frame_count, scale
 from tt_jax.models.configs import FPS, ModelConfig
 from tt_jax.models.dit import DiT
 from tt_jax.models.text import TextEncoder
 from tt_jax.models.tiny_vae import Memory, TinyVAE
 from tt_jax.models.tokenizer import Tokenizer
-from tt_jax.models.vae import VAE, Cache
-from tt_jax.nn.layers import wide
+from tt_jax.models.vae import VAE
 from tt_jax.overview import Observer, Overview
 from tt_jax.prompts import check_prompts, encode_text
-from tt_jax.scenes import Change, Changes, first_chunks, read_script
+from tt_jax.scenes import Change, place_changes, read_script
 from tt_jax.sharding import sharding
 from tt_jax.strategies.presets import own
 from tt_jax.strategies.state import random_key
-from tt_jax.strategies.switch import Switch, way
+from tt_jax.strategies.switch import Switch
 from tt_jax.trim.tokentrim import TokenTrim
 from tt_jax.video import Chunk, Video, VideoState, sample_paths
 
@@ -132,19 +130,9 @@ class Pipeline:
         self._check_vae()
         frames = np.asarray(frames)
         frames = frames[None] if frames.ndim == 4 else frames
-        wanted = f"[frames, {size[0]}, {size[1]}, 3], with or without a batch of {batch}"
-        if frames.ndim != 5 or frames.shape[0] not in (1, batch) or not frames.shape[1]:
-            raise ValueError(f"initial frames must be {wanted}, not {list(frames.shape)}.")
-        if frames.shape[2:] != (*size, 3):
-            raise ValueError(f"initial frames must be {wanted}, not {list(frames.shape)}.")
-        if frames.dtype == np.uint8:
-            scaled = frames.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        elif np.all((frames >= 0) & (frames <= 1)):
-            scaled = frames.astype(np.float32) * np.float32(2) - np.float32(1)
-        else:
-            raise ValueError("initial frames must be uint8, or floats between 0 and 1.")
+        scaled = scale(frames, batch, size)
         surplus = (frames.shape[1] - 1) % self.config.vae.temporal_stride
-        latents = _encode_video(*nnx.split(self.vae), scaled[:, surplus:])
+        latents = encode(*nnx.split(self.vae), scaled[:, surplus:])
         return jnp.repeat(latents, batch // len(frames), axis=0)
 
     @overload
@@ -302,7 +290,7 @@ class Pipeline:
         ahead = stride * (given - 1) + 1 if state is None else state.surplus.shape[1]
         starts = [max(0, ahead + stride * strategy.chunk * chunk) for chunk in range(chunks)]
         borders = [frame / FPS for frame in (*starts, frames)]
-        changes = _changes(script, texts, strategy, borders, state)
+        changes = place_changes(script, texts, strategy, borders, continued=state is not None)
         done = 0
         if resume is not None:
             done = int(resume.rollout.chunk) - strategy.lag
@@ -365,7 +353,7 @@ class Pipeline:
         )  # fmt: skip
         kept = cache, surplus
         assert self.vae is not None  # `stream` asks for it
-        made = _ahead(map(_Decoder(self.vae, cache, initial, at_once), latent))
+        made = ahead(map(Decoder(self.vae, cache, initial, at_once), latent))
         del state, inner  # a state is held by nobody but whoever was given it, and the next one's
         for index in range(done, chunks):
             out, finite, parts, cache = next(made)
@@ -388,44 +376,6 @@ class Pipeline:
             shown, number = shown + take, number + 1
 
 
-class _Decoder:
-    """Decodes the chunks of a stream, one after the other, and waits for nothing."""
-
-    def __init__(
-        self,
-        vae: VAE | TinyVAE,
-        cache: Cache,
-        initial: Float[Array | np.ndarray, "b t h w c"] | None,
-        at_once: int,
-    ) -> None:
-        self.decode = partial(_decode, *nnx.split(vae))
-        self.cache, self.initial, self.at_once = cache, initial, at_once
-
-    def __call__(
-        self, out: Rollout
-    ) -> tuple[Rollout, Bool[Array, ""], list[UInt8[Array, "b T H W 3"]], Cache]:
-        """The chunk, whether it is finite, its frames, and the VAE's cache after it."""
-        latents = out.latents
-        if self.initial is not None:
-            latents = jnp.concatenate([self.initial, latents], axis=1)
-            self.initial = None
-        parts = []
-        for i in range(0, latents.shape[1], self.at_once):
-            part, self.cache = self.decode(self.cache, latents[:, i : i + self.at_once])
-            parts.append(part)
-        return out, _finite(out.latents), parts, self.cache
-
-
-def _ahead(items: Iterable[T]) -> Iterator[T]:
-    """Each of them once the next one has been asked for: the device works while the host looks."""
-    waiting: deque[T] = deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > 1:
-            yield waiting.popleft()
-    yield from waiting
-
-
 def _write(
     chunks: Iterator[Chunk],
     path: Path,
@@ -446,59 +396,6 @@ def _write(
             add(chunk.frames)
             state = chunk.state
     return observer.overview(state, paths)
-
-
-def _changes(
-    script: Changes,
-    texts: Sequence[Float[Array, "b l e"]],
-    strategy: Strategy,
-    borders: Sequence[float],
-    state: VideoState | None,
-) -> dict[int, tuple[Change, Float[Array, "b l e"]]]:
-    """The changes of a stream by their chunks, each with how and its embeddings.
-
-    The first prompt is there without, but where it switches the cache of a continued video.
-    borders: as in `first_chunks`. Raises ValueError for a script that can't be.
-    """
-    if script[0].how is not None and state is None:
-        raise ValueError("the first prompt has no cache to switch: leave how out.")
-    if strategy.lag and state is not None and len(script) > 1:
-        raise ValueError(
-            f"{type(strategy).__name__} makes the last chunks of a video that it continues again: "
-            "give one prompt."
-        )
-    changes = {}
-    places = first_chunks(script, borders)
-    for place, change, text in zip(places, script, texts, strict=True):
-        if text.shape != texts[0].shape:
-            was, now = list(texts[0].shape), list(text.shape)
-            raise ValueError(
-                f"the prompt at {change.seconds:g} seconds must be {was} like the first, not {now}."
-            )
-        if place == 0 and change.how is None:
-            continue
-        words = change.words
-        if not words and not isinstance(change.prompt, jax.Array | np.ndarray):
-            words = (change.prompt,) if isinstance(change.prompt, str) else tuple(change.prompt)
-        how = way(strategy, change.how)
-        changes[place] = change._replace(how=how, words=words), text
-    return changes
-
-
-def check_size(config: ModelConfig, size: tuple[int, int]) -> None:
-    """Raises ValueError if the model can't make videos of `size` (height, width)."""
-    unit = config.vae.spatial_stride * config.dit.patch
-    if min(size) < unit or size[0] % unit or size[1] % unit:
-        raise ValueError(
-            f"a video of {size[1]}x{size[0]} pixels can't be: sides must be multiples of {unit}."
-        )
-
-
-def frame_count(seconds: float) -> int:
-    """Frames of a video of `seconds`. Raises ValueError if there is none."""
-    if not 0 < seconds < float("inf") or round(FPS * seconds) < 1:
-        raise ValueError(f"a video needs seconds for at least one frame, not {seconds:g}.")
-    return round(FPS * seconds)
 
 
 def load(
@@ -557,23 +454,3 @@ def load(
         if held in stored:
             parts[part] = load_part(folder, held, getattr(config, part), dtype, places)
     return Pipeline(**parts, tokenizer=tokenizer, config=config, kind=kind)
-
-
-@jax.jit
-def _finite(latents: Float[Array, "b t h w c"]) -> Bool[Array, ""]:
-    return jnp.isfinite(latents).all()
-
-
-@partial(jax.jit, static_argnums=0)
-def _encode_video(
-    graph: nnx.GraphDef, params: nnx.State, video: Float[Array, "b T H W 3"]
-) -> Float[Array, "b t h w c"]:
-    return wide(nnx.merge(graph, params).encode(video))
-
-
-@partial(jax.jit, static_argnums=0)
-def _decode(
-    graph: nnx.GraphDef, params: nnx.State, cache: Cache, latents: Float[Array, "b t h w c"]
-) -> tuple[UInt8[Array, "b T H W 3"], Cache]:
-    frames, cache = nnx.merge(graph, params).decode_stream(cache, latents)
-    return jnp.round((wide(frames) + 1) * 127.5).astype(jnp.uint8), cache

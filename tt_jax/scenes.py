@@ -11,6 +11,13 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from tt_jax._rollout import Strategy
+from tt_jax.strategies.switch import way
+
 _LENGTH = r"\[\s*(\d+(?:\.\d+)?|\.\d+)\s*s\s*(#?)\s*\]\s*"
 _ENDING = re.compile(_LENGTH + "$")
 _ENDINGS = re.compile(_LENGTH + r"(\||$)")
@@ -213,3 +220,51 @@ def first_chunks(script: Changes, borders: Sequence[float]) -> tuple[int, ...]:
             )
         chosen.append(place)
     return tuple(chosen)
+
+
+def place_changes(
+    script: Changes,
+    texts: Sequence[Float[Array, "b l e"]],
+    strategy: Strategy,
+    borders: Sequence[float],
+    continued: bool,
+) -> dict[int, tuple[Change, Float[Array, "b l e"]]]:
+    """The changes of a stream by their chunks.
+
+    Args:
+        script: its changes, the first at 0 seconds.
+        texts: the embeddings of each prompt.
+        strategy: how chunks are made.
+        borders: as in `first_chunks`.
+        continued: whether there is a video before.
+
+    Returns:
+        By the number of the prompt's first chunk, each change, with how, and its embeddings. The
+        first prompt is left out, but where it switches the cache of a continued video.
+
+    Raises:
+        ValueError: the strategy can't follow the script, or prompts differ in shape.
+    """
+    if script[0].how is not None and not continued:
+        raise ValueError("the first prompt has no cache to switch: leave how out.")
+    if strategy.lag and continued and len(script) > 1:
+        raise ValueError(
+            f"{type(strategy).__name__} makes the last chunks of a video that it continues again: "
+            "give one prompt."
+        )
+    changes = {}
+    places = first_chunks(script, borders)
+    for place, change, text in zip(places, script, texts, strict=True):
+        if text.shape != texts[0].shape:
+            was, now = list(texts[0].shape), list(text.shape)
+            raise ValueError(
+                f"the prompt at {change.seconds:g} seconds must be {was} like the first, not {now}."
+            )
+        if place == 0 and change.how is None:
+            continue
+        words = change.words
+        if not words and not isinstance(change.prompt, jax.Array | np.ndarray):
+            words = (change.prompt,) if isinstance(change.prompt, str) else tuple(change.prompt)
+        how = way(strategy, change.how)
+        changes[place] = change._replace(how=how, words=words), text
+    return changes

@@ -39,8 +39,8 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
 
     from tt_jax import cache
     from tt_jax.checkpoint import find, read_config
+    from tt_jax.frames import check_size, frame_count
     from tt_jax.models.configs import CONFIGS, with_tiny_vae
-    from tt_jax.pipeline import check_size, frame_count
     from tt_jax.planning import compiler, fit
     from tt_jax.strategies.presets import preset
 

@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float, UInt8
 
 from tt_jax import cache
 from tt_jax._rollout import Strategy
+from tt_jax.frames import frame_count
 from tt_jax.lab.cost import Cost, chunk_cost
 from tt_jax.lab.spec import WORLD_PROMPTS, Cell, Plant
 from tt_jax.lab.stress import corrupt, planted_tokens
 from tt_jax.models.configs import FPS, ModelConfig
-from tt_jax.pipeline import Pipeline, frame_count
+from tt_jax.pipeline import Pipeline
 from tt_jax.shapes.world import SIDE
 from tt_jax.strategies.presets import preset
 from tt_jax.strategies.rolling_forcing import RollingForcing

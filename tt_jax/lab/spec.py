@@ -19,8 +19,9 @@ from typing import Any
 
 from tt_jax import cache
 from tt_jax.evaluate.measures import SHORTEST
+from tt_jax.frames import frame_count
 from tt_jax.models.configs import FPS
-from tt_jax.pipeline import check_prompts, frame_count
+from tt_jax.prompts import check_prompts
 from tt_jax.shapes.language import evaluation_prompts
 from tt_jax.strategies.presets import NAMES
 from tt_jax.trim.tokentrim import TokenTrim
