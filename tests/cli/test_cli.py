@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import io
 import json
@@ -25,6 +26,7 @@ from convert import known
 from tt_jax import cache, pipeline, records
 from tt_jax.cli import main as cli
 from tt_jax.cli import options, output, progress
+from tt_jax.cli.run import script_of
 from tt_jax.evaluate import summary
 from tt_jax.media.write import write_video
 from tt_jax.models.configs import CONFIGS
@@ -267,6 +269,9 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         (["generate", "x [2s] | [2s]"], "scene 2 is empty"),
         (["generate", "x [2s] | y", "--seconds", "2"], "nothing is left of the video"),
         (["generate", "x [2s] | y [2s#]"], "has no switch 'cut': give one of none"),
+        (["generate", "x [2s] | y", "--switch", "flush"], "has no switch 'flush': give one of none"),
+        (["generate", "x", "--switch", "flush"], "--switch needs a second prompt"),
+        (["generate", "--script", "text.txt", "--switch", "melt"], "invalid choice: 'melt'"),
         (["paint", "x"], "invalid choice: 'paint'"),
         ([], "required: COMMAND"),
     ],
@@ -284,6 +289,14 @@ def test_bad_input_is_one_sentence_and_nothing_written(run, arguments, message):
     assert (code, out) == (2, "")
     assert err.startswith("tt-jax: ") and message in err and err.count("\n") == 1
     assert listing() == before
+
+
+def test_what_becomes_of_the_cache_at_each_prompt():
+    prompt = "x [2s] | y [2s#] | z [2s]"
+    for asked, expected in ("flush", [None, "cut", "flush"]), (None, [None, "cut", None]):
+        args = argparse.Namespace(script=None, prompt=prompt, seconds=None, switch=asked)
+        script, _ = script_of(args)
+        assert [change.how for change in script] == expected
 
 
 def test_an_unknown_model(run):

@@ -68,6 +68,7 @@ FETCHED = (
     "wan2.1-14b",
     "taew2_1",
 )
+SWITCHES = ("none", "flush", "cut", "recache")  # what all cache policies know of
 # TokenTrim's own, but for switches; a preset may have others.
 TRIM = {
     "p": 0.1, "lam": 2.0, "warmup": 2, "retries": 1, "when": "final", "select": "top",
@@ -95,6 +96,12 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> An
         "--script", type=Path, metavar="FILE",
         help="prompts from a file instead: a line SECONDS PROMPT for each, with the second at "
         "which it begins, the first at 0; SECONDS# for one that begins with a cut",
+    )  # fmt: skip
+    parser.add_argument(
+        "--switch", choices=SWITCHES,
+        help="what becomes of the past at a new prompt: nothing but the text changes; the past is "
+        "flushed but for sinks and newest frames; the same as a cut in time; or the past's keys "
+        "and values are made anew under the new prompt (default: the cache policy's own way)",
     )  # fmt: skip
     parser.add_argument(
         "--model", default="shapes",

@@ -27,6 +27,7 @@ from tt_jax.planning import memory
 from tt_jax.prompts import check_prompts, encode_prompts
 from tt_jax.scenes import Changes, read_file, read_script
 from tt_jax.strategies.presets import Preset, preset
+from tt_jax.strategies.switch import way
 from tt_jax.trim.tokentrim import TokenTrim
 
 SECONDS = 30.0  # of a video, unless something else is asked for
@@ -97,6 +98,10 @@ def script_of(args: argparse.Namespace) -> tuple[Changes, float]:
         script, length = read_script(args.prompt)
     else:
         script, length = read_file(args.script), None
+    if args.switch is not None and len(script) == 1:
+        raise ValueError("--switch needs a second prompt: give scenes, 'a cat [10s] | a dog [5s]'.")
+    first, *later = script
+    script = (first, *(change._replace(how=change.how or args.switch) for change in later))
     check_prompts([change.prompt for change in script])
     seconds = length if args.seconds is None else args.seconds
     return script, SECONDS if seconds is None else seconds
@@ -117,6 +122,9 @@ def request(
     frames = pipeline.frame_count(seconds)
     config, kind = read_config(find(args.model), vae=args.vae)
     runs = configurations(args, presets, caches, config.rollout)
+    for run in runs.values():
+        for change in script[1:]:
+            way(run.strategy, change.how)  # refused now, not after minutes
     labels = list(runs)
     height, width = args.size or config.size
     pipeline.check_size(config, (height, width))
