@@ -13,7 +13,6 @@ Only axes that are XLA's to use (`AxisType.Auto`) are. Those of a caller's own `
 import math
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -266,36 +265,40 @@ def sharded(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s n h"],
     v: Float[Array, "b s n h"],
-    mask: Bool[Array, "#b #t s"] | None,
+    mask: Bool[Array, "#b #t keys"] | None,
+    past: Any = None,
 ) -> Float[Array, "b t n h"]:
     """Attention, each device its own prompts, queries and heads and all their keys.
 
     XLA can't shard a kernel by itself. Without a mesh (see `constrain`) it is one plain call.
 
     Args:
-        attend: `attend(q, k, v, mask)` as one device can do it.
+        attend: `attend(q, k, v, mask)`, and `past` if there is one, as one device can do it.
         q: queries.
         k: keys.
         v: values.
         mask: which keys a query may see; None for all.
+        past: arrays `[L, B, P, N, H]`, and scalars.
 
     Returns:
         What `attend` returns of the whole.
     """
     mesh = _auto_mesh()
+    more = () if past is None else (past,)
     if mesh.empty:
-        return attend(q, k, v, mask)
+        return attend(q, k, v, mask, *more)
     queries = fit(PartitionSpec("data", "sequence", "tensor"), q.shape, mesh)
     keys = PartitionSpec(queries[0], None, queries[2])
-    specs = [queries, keys, keys]
-    arrays = [q, k, v]
+    specs: list[Any] = [queries, keys, keys, None]
+    arrays = [q, k, v, mask, *more]
+    if past is not None:
+        layers = PartitionSpec(None, *keys)
+        specs.append(jax.tree.map(lambda x: layers if x.ndim else PartitionSpec(), past))
     if mask is not None:
         rows = (axis if size > 1 else None for axis, size in zip(queries, mask.shape, strict=False))
-        specs.append(PartitionSpec(*list(rows)[:2]))
-        arrays.append(mask)
-    part = attend if mask is not None else partial(attend, mask=None)
+        specs[3] = PartitionSpec(*list(rows)[:2])
     return jax.shard_map(
-        part,
+        attend,
         in_specs=tuple(specs),
         out_specs=queries,
         axis_names=set(mesh.axis_names),

@@ -1,6 +1,6 @@
 """One suite over all implementations of attention, against NumPy in float64.
 
-Splash attention and cuDNN's run where there is a TPU or GPU. Everywhere else splash's body is
+Flash attention and cuDNN's run where there is a TPU or GPU. Everywhere else the kernel's body is
 interpreted, cuDNN's compacted keys go through XLA, and the TPU's compiler compiles the true kernel.
 """
 
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tt_jax.nn import kernels
+from tt_jax.nn import flash, kernels
 from tt_jax.nn.attention import attention, choice
-from tt_jax.nn.dot_product import xla
+from tt_jax.nn.dot_product import Past, joined, xla
 
 B, T, S, N, H = 2, 20, 150, 2, 16  # S: of the context, to which the T own keys come
 
@@ -25,16 +25,16 @@ def on(platform):
 # Name: function, head width, dtype, tolerance.
 IMPLEMENTATIONS = {
     "xla": (xla, H, np.float32, 2e-6),
-    "splash, interpreted": (
-        functools.partial(kernels.splash, interpret=True), H, np.float32, 2e-6,
+    "flash, interpreted": (
+        functools.partial(kernels.flash, interpret=True), H, np.float32, 2e-6,
     ),
     "cudnn's keys": (
         functools.partial(kernels.cudnn, implementation="xla"), H, np.float32, 2e-6,
     ),
-    "splash": (kernels.splash, 128, jnp.bfloat16, 2e-2),
+    "flash": (kernels.flash, 128, jnp.bfloat16, 2e-2),
     "cudnn": (kernels.cudnn, 128, jnp.bfloat16, 2e-2),
 }  # fmt: skip
-NEEDS = {"splash": on("tpu"), "cudnn": on("gpu")}
+NEEDS = {"flash": on("tpu"), "cudnn": on("gpu")}
 
 
 def context(valid):
@@ -59,9 +59,10 @@ def case(request):
     function, width, dtype, tolerance = IMPLEMENTATIONS[request.param]
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(B, n, N, width)), dtype) for n in (T, S + T, S + T))
-    # Two blocks of keys each, in splash attention.
+    # Two blocks of queries and of keys, in flash attention.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "BLOCK", 128)
+        patch.setattr(flash, "ROWS", 16)
+        patch.setattr(flash, "KEYS", 128)
         yield jax.jit(function), (q, k, v), tolerance
 
 
@@ -97,7 +98,7 @@ def test_kept_keys_stand_in_front_in_their_order():
     assert length.tolist() == [3] and length.dtype == jnp.int32
 
 
-def test_splash_has_the_gradient_of_xla():
+def test_flash_has_the_gradient_of_xla():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, 16, 1, H)), jnp.float32) for _ in range(3))
     mask = jnp.asarray(rng.random((1, 1, 16)) < 0.5)
@@ -105,19 +106,38 @@ def test_splash_has_the_gradient_of_xla():
     def gradient(function):
         return jax.grad(lambda *x: jnp.sum(function(*x, mask) ** 2), (0, 1, 2))(q, k, v)
 
-    got = gradient(functools.partial(kernels.splash, interpret=True))
+    got = gradient(functools.partial(kernels.flash, interpret=True))
     for a, b in zip(got, gradient(xla), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [1, 16, 512, 1024, 1025, 4680, 32_760])
+@pytest.mark.parametrize("shown", [None, 0.0, 0.5], ids=["all", "own only", "half"])
+@pytest.mark.parametrize("width", [16, 256])
+def test_a_past_is_attended_where_it_lies(monkeypatch, shown, width):
+    """The second of three layers; the others, and what lies behind an array's end, are NaN."""
+    monkeypatch.setattr(flash, "KEYS", 128)
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(B, T, N, width)), jnp.float32) for _ in range(3))
+    nothing = np.full((3, B, S, N, width), np.nan)
+    kept = (nothing.copy(), nothing.copy())
+    for x in kept:
+        x[1] = rng.normal(size=x.shape[1:])
+    past = Past(*(jnp.asarray(x, jnp.float32) for x in kept), jnp.int32(1))
+    mask = None if shown is None else jnp.asarray(context(rng.random((B, S)) < shown))
+    got = flash.flash(q, k, v, mask, past, True)
+    seen = np.ones((B, 1, S + T), bool) if mask is None else mask
+    np.testing.assert_allclose(got, reference(q, *joined(k, v, past), seen), atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [1, 16, 512, 1024, 1665, 4680, 28_080])
 def test_blocks_waste_little(length):
-    size, padded = kernels.blocks(length, 128)
-    assert size % 128 == 0 and padded % size == 0 and padded >= length
-    assert size <= kernels.BLOCK and padded - length < 128 * (padded // size)
+    size = flash.blocks(length, 128, flash.KEYS)
+    padded = -(-length // size) * size
+    assert size % 128 == 0 and padded - length < max(128, 0.07 * length)
+    assert size <= flash.KEYS and (length > flash.KEYS or padded == size)
 
 
-@pytest.mark.parametrize("impl", ["splash", "cudnn"])
+@pytest.mark.parametrize("impl", ["flash", "cudnn"])
 def test_a_mask_of_each_query_is_refused_by_kernels(impl):
     x = jnp.zeros((1, 4, 1, 16))
     with pytest.raises(ValueError, match="use xla"):
@@ -135,7 +155,7 @@ def shape(*size, dtype=jnp.bfloat16):
     ("device", "q", "mask", "impl"),
     [
         (("cpu", "cpu", 0.0), shape(1, 4680, 12, 128), None, "xla"),
-        (("tpu", "TPU v5 lite", 0.0), shape(1, 4680, 12, 128), None, "splash"),
+        (("tpu", "TPU v5 lite", 0.0), shape(1, 4680, 12, 128), None, "flash"),
         (("tpu", "TPU v5 lite", 0.0), shape(1, 4680, 12, 128, dtype=jnp.float32), None, "xla"),
         (("tpu", "TPU v5 lite", 0.0), shape(1, 4680, 3, 64), None, "xla"),
         (("tpu", "TPU v5 lite", 0.0), shape(1, 64, 12, 128), None, "xla"),
@@ -159,12 +179,12 @@ def test_where_the_arrays_are_decides():
     q = shape(1, 256, 2, 128)
     here = jnp.zeros(q.shape, q.dtype, device=jax.devices("cpu")[0])
     with jax.sharding.use_abstract_mesh(mesh):
-        assert choice(q, q).impl == "splash"
+        assert choice(q, q).impl == "flash"
         assert choice(here, here) == ("xla", "a cpu has no kernel of its own")
 
 
 @pytest.mark.parametrize("chips", [1, 2])
-def test_the_tpu_compiler_takes_splash_attention(tpu_mesh, chips):
+def test_the_tpu_compiler_takes_flash_attention(tpu_mesh, chips):
     mesh = tpu_mesh(chips, heads=2)
     with jax.set_mesh(mesh):
         place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -176,6 +196,6 @@ def test_the_tpu_compiler_takes_splash_attention(tpu_mesh, chips):
                 ((1, 1, 1100), jnp.bool_),
             )
         )
-        assert choice(q, k, mask).impl == "splash"
+        assert choice(q, k, mask).impl == "flash"
         compiled = jax.jit(attention).lower(q, k, k, mask).compile()
-    assert "splash_mha" in compiled.as_text()
+    assert "flash_attention" in compiled.as_text()

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tt_jax.cache import buffer
 from tt_jax.cache.buffer import Context
-from tt_jax.models.dit import KV, Read, reader
+from tt_jax.models.dit import KV, Read, in_place, reader
 from tt_jax.nn.rope import rotation, rotation_at
 
 
@@ -136,14 +136,14 @@ class Policy:
             which returns of each layer what `accept` takes.
         """
         own, past = self.positions(context, frame, size)
-        shape = context.k.shape[3:]
-        return context.keys_values, reader(
-            self.turn(own, grid, shape),
-            buffer.attention_mask(valid, size * valid.shape[2]),
-            None if past is None else self.turn(past, grid, shape),
-            self.rotated,
-            self.bias(context, size),
+        shape, tokens, held = context.k.shape[3:], size * valid.shape[2], context.keys_values
+        mask, bias = buffer.attention_mask(valid, tokens), self.bias(context, size)
+        turn = None if past is None else self.turn(past, grid, shape)
+        here = in_place(held, tokens, mask, turn is None, bias)
+        read = reader(
+            self.turn(own, grid, shape), mask, turn, self.rotated, bias, held if here else None
         )
+        return jnp.arange(len(held.k), dtype=jnp.int32) if here else held, read
 
     def turn(
         self,

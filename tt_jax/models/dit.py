@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from tt_jax.nn.attention import attention
+from tt_jax.nn.attention import attention, choice
+from tt_jax.nn.dot_product import Past
 from tt_jax.nn.layers import (
     LayerNorm,
     Linear,
@@ -53,6 +54,7 @@ def reader(
     past_rope: tuple[Float[Array, "*cached pairs"], Float[Array, "*cached pairs"]] | None = None,
     rotated: bool = False,
     bias: Float[Array, " keys"] | None = None,
+    whole: KV | None = None,
 ) -> Read:
     """Attention to cached keys and values, then to a pass's own; returns the latter.
 
@@ -63,22 +65,54 @@ def reader(
             pairs]`; without it they are rotated already.
         rotated: whether the returned keys are rotated.
         bias: added to the logits of the S + T keys.
+        whole: rotated keys and values of all layers, in the place of a layer's past: that is its
+            number then (see `in_place`).
 
     Returns:
         A `Read` for a past of keys and values `[B, S, N, H]`, or None.
     """
 
     def read(past: Any, q: Array, k: Array, v: Array) -> tuple[Array, KV]:
-        keys, values = rotate(k, rope), v
+        keys = rotate(k, rope)
         own = KV(keys if rotated else k, v)
-        if past is not None:
+        if whole is not None:
+            past = Past(*whole, past)
+        elif past is not None:
             cached = past[0].astype(k.dtype)
             cached = cached if past_rope is None else rotate(cached, past_rope)
-            keys = jnp.concatenate([cached, keys], axis=1)
-            values = jnp.concatenate([past[1].astype(k.dtype), values], axis=1)
-        return attention(rotate(q, rope), keys, values, mask, bias=bias), own
+            past = Past(cached[None], past[1].astype(k.dtype)[None], jnp.int32(0))
+        return attention(rotate(q, rope), keys, v, mask, bias=bias, past=past), own
 
     return read
+
+
+def in_place(
+    context: KV | None,
+    own: int,
+    mask: Bool[Array, "#b #t keys"] | None,
+    rotated: bool,
+    bias: Float[Array, " keys"] | None = None,
+) -> bool:
+    """Whether a kernel reads the cached keys of all layers where they are.
+
+    XLA would copy a layer's part of them out, in each layer of each pass. Where it attends itself,
+    that is all the same, and a gradient by them wants no sum over all layers.
+
+    Args:
+        context: keys and values of all layers.
+        own: a pass's own tokens.
+        mask: which keys a query may see.
+        rotated: whether the cached keys are.
+        bias: added to the logits.
+
+    Returns:
+        True if `reader` takes `context` as its `whole`.
+    """
+    if context is None or not rotated or bias is not None:
+        return False
+    shape, dtype = context.k.shape[1:], context.k.dtype
+    q = jax.ShapeDtypeStruct((shape[0], own, *shape[2:]), dtype)
+    return choice(q, jax.ShapeDtypeStruct(shape, dtype), mask).impl == "flash"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,7 +368,11 @@ class DiT(nnx.Module):
         if read is None:
             assert frames is not None
             past = None if positions is None else rotation(positions, *grid, config.head_dim)
-            read = reader(rotation(frames, *grid, config.head_dim), mask, past, rotated)
+            here = in_place(context, x.shape[1] * x.shape[2], mask, past is None)
+            whole = context if here else None
+            rope = rotation(frames, *grid, config.head_dim)
+            read = reader(rope, mask, past, rotated, whole=whole)
+            context = jnp.arange(config.layers, dtype=jnp.int32) if here else context
 
         def layer(x, inputs):
             block, text, context = inputs

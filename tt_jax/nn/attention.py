@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from tt_jax.nn.dot_product import xla
+from tt_jax.nn.dot_product import Past, joined, xla
 from tt_jax.sharding import sharded
 
 
@@ -28,9 +28,10 @@ def attention(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b s n h"],
     v: Float[Array, "b s n h"],
-    mask: Bool[Array, "#b #t s"] | None = None,
+    mask: Bool[Array, "#b #t keys"] | None = None,
     impl: str | None = None,
-    bias: Float[Array, " s"] | None = None,
+    bias: Float[Array, " keys"] | None = None,
+    past: Past | None = None,
 ) -> Float[Array, "b t n h"]:
     """Softmax attention, scale 1/sqrt(h).
 
@@ -38,11 +39,12 @@ def attention(
         q: queries `[B, T, N, H]`.
         k: keys `[B, S, N, H]`.
         v: values `[B, S, N, H]`.
-        mask: which keys a query may see, `[B or 1, T or 1, S]`; None for all. Where a query may
-            see none, implementations differ.
-        impl: "xla" (anywhere), "splash" (TPU) or "cudnn" (NVIDIA); what `choice` says if not
+        mask: which keys a query may see, the past's and then `k`, `[B or 1, T or 1, P + S]`; None
+            for all. Where a query may see none, implementations differ.
+        impl: "xla" (anywhere), "flash" (TPU) or "cudnn" (NVIDIA); what `choice` says if not
             given, or "xla" with a bias.
-        bias: added to the logits of each key, `[S]`; None for nothing.
+        bias: added to the logits of each key, `[P + S]`; None for nothing.
+        past: keys and values that stand before `k` and `v`.
 
     Returns:
         `[B, T, N, H]` in the dtype of the values.
@@ -54,21 +56,21 @@ def attention(
     if bias is not None:
         if impl not in (None, "xla"):
             raise ValueError(f"{impl} attention takes no bias: use xla.")
-        return sharded(partial(xla, bias=bias), q, k, v, mask)
+        return sharded(partial(xla, bias=bias), q, *joined(k, v, past), mask)
     impl = choice(q, k, mask).impl if impl is None else impl
     if impl == "xla":
-        return sharded(xla, q, k, v, mask)
+        return sharded(xla, q, *joined(k, v, past), mask)
     from tt_jax.nn import kernels  # here: importing Pallas takes longer than all the rest
 
     if mask is not None and mask.shape[1] > 1:
         raise ValueError(f"{impl} attention takes one mask for all queries: use xla.")
-    return sharded(kernels.IMPLEMENTATIONS[impl], q, k, v, mask)
+    return sharded(kernels.IMPLEMENTATIONS[impl], q, k, v, mask, past)
 
 
 def choice(
     q: Float[Array | jax.ShapeDtypeStruct, "b t n h"],
     k: Float[Array | jax.ShapeDtypeStruct, "b s n h"],
-    mask: Bool[Array | jax.ShapeDtypeStruct, "#b #t s"] | None = None,
+    mask: Bool[Array | jax.ShapeDtypeStruct, "#b #t keys"] | None = None,
 ) -> Choice:
     """Which implementation `attention` takes, and why.
 
@@ -77,7 +79,7 @@ def choice(
             is traced or they are abstract (`jax.ShapeDtypeStruct`), the mesh set by
             `jax.set_mesh`, and without one JAX's default device.
         k: keys `[B, S, N, H]`.
-        mask: which keys a query may see, `[B or 1, T or 1, S]`; None for all.
+        mask: which keys a query may see, `[B or 1, T or 1, keys]`; None for all.
 
     Returns:
         The name of the implementation, and the reason in words.
@@ -90,10 +92,10 @@ def choice(
         return Choice("xla", "the mask differs between queries")
     if platform == "tpu":
         if dtype != jnp.bfloat16 or width % 128:
-            return Choice("xla", f"splash is for bfloat16 and widths of 128, not {dtype}, {width}")
+            return Choice("xla", f"flash is for bfloat16 and widths of 128, not {dtype}, {width}")
         if min(q.shape[1], k.shape[1]) < 128:
             return Choice("xla", "fewer than 128 queries or keys: they would be mostly padding")
-        return Choice("splash", f"{kind}, bfloat16, head width {width}")
+        return Choice("flash", f"{kind}, bfloat16, head width {width}")
     if "NVIDIA" not in kind or capability < 8:
         return Choice("xla", f"cuDNN's is for NVIDIA from compute capability 8 on, not {kind}")
     if dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:

@@ -1,5 +1,7 @@
 """Softmax attention as XLA compiles it, for any device."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -7,6 +9,45 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from tt_jax.nn.layers import to_rank, wide_dtype
 
 LOGIT_BYTES = 256 * 2**20  # at most this much for one block of attention logits
+
+
+class Past(NamedTuple):
+    """Keys and values that stand before a pass's own.
+
+    Attributes:
+        k: keys of all layers.
+        v: values of all layers.
+        layer: the one that is attended.
+    """
+
+    k: Float[Array, "l b p n h"]
+    v: Float[Array, "l b p n h"]
+    layer: Int[Array, ""]
+
+
+def joined(
+    k: Float[Array, "b s n h"],
+    v: Float[Array, "b s n h"],
+    past: Past | None,
+) -> tuple[Float[Array, "b keys n h"], Float[Array, "b keys n h"]]:
+    """A layer's past and then a pass's own keys and values, each as one array.
+
+    Args:
+        k: keys.
+        v: values.
+        past: what stands before them; None for nothing.
+
+    Returns:
+        Keys and values.
+    """
+    if past is None:
+        return k, v
+    pair = (jax.lax.dynamic_index_in_dim(x, past.layer, keepdims=False) for x in past[:2])
+    keys, values = (
+        jnp.concatenate([old.astype(new.dtype), new], axis=1)
+        for old, new in zip(pair, (k, v), strict=True)
+    )
+    return keys, values
 
 
 def xla(
