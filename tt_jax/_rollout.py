@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Key
 from tt_jax.contracts import checked
 from tt_jax.models.dit import DiT
 from tt_jax.settings import whole
-from tt_jax.sharding import abstractly, automatic, constrain, per_device
+from tt_jax.sharding import abstractly, automatic, constrain, everywhere, per_device, shared
 from tt_jax.strategies.rolling_forcing import RollingForcing
 from tt_jax.strategies.self_forcing import SelfForcing
 from tt_jax.strategies.state import Record, State, latents_dtype, origin
@@ -127,8 +127,10 @@ def check_request(
     if key is None and state is None:
         raise ValueError("a rollout starts from a key: give one, jax.random.key(0) say.")
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if key is not None and (not typed or key.shape):
-        raise ValueError("key must be one typed key, as jax.random.key(0) makes it.")
+    if key is not None and (not typed or key.shape not in ((), text.shape[:1])):
+        raise ValueError(
+            "key must be one typed key, as jax.random.key(0) makes it, or one for each sample."
+        )
     if not len(text) or text.shape[1:] != (config.text_len, config.text_dim):
         raise ValueError(
             f"text must be [batch, {config.text_len}, {config.text_dim}], zero-padded, "
@@ -163,7 +165,7 @@ def check_request(
 def rollout(
     dit: DiT,
     text: Float[Array | np.ndarray, "b l e"],
-    key: Key[Array, ""] | None = None,
+    key: Key[Array, "*keys"] | None = None,
     *,
     chunks: int,
     grid: tuple[int, int],
@@ -185,8 +187,9 @@ def rollout(
     Args:
         dit: a causal transformer; its weights decide the compute dtype, latents are float32.
         text: prompt embeddings, padded with zero rows, `[B, text_len, text_dim]`.
-        key: source of all noise, a typed key (`jax.random.key`). With a state: None goes on with
-            the state's own, as if the rollout hadn't stopped, and a key branches off from there.
+        key: source of all noise, a typed key (`jax.random.key`), or one for each sample, which is
+            then what it would be alone. With a state: None goes on with the state's own, as if the
+            rollout hadn't stopped, and a key branches off from there.
         chunks: how many, at least 1.
         grid: height and width of the latents (60, 104 for 832x480).
         strategy: `SelfForcing()` if not given.
@@ -212,8 +215,9 @@ def rollout(
     check_request(dit, text, key, grid, strategy, trim, chunks, initial, noise, state)
     graph, params = nnx.split(dit)
     fresh, dtype = state is None, latents_dtype(dit)
-    text, trim = jnp.asarray(text), _as_data(trim, dtype)
-    noise, given = _cast(noise, dtype), _cast(initial, dtype)
+    text, trim = jnp.asarray(shared(text)), _as_data(trim, dtype)
+    key, state = shared((key, state))
+    noise, given = shared((_cast(noise, dtype), _cast(initial, dtype)))
     state = _start(graph, params, text, key, grid, strategy, trim, given, state, remat)
 
     def run(chunks: int, noise: Array | None, state: State) -> Rollout:
@@ -241,7 +245,7 @@ def _as_data(trim: TokenTrim, dtype: jnp.dtype) -> TokenTrim:
     """`lam` as an array, so that every kind of number is the same program."""
     if isinstance(trim.lam, jax.Array):
         return dataclasses.replace(trim, lam=trim.lam.astype(dtype))
-    return dataclasses.replace(trim, lam=jax.device_put(np.asarray(trim.lam, dtype)))
+    return dataclasses.replace(trim, lam=shared(jax.device_put(np.asarray(trim.lam, dtype))))
 
 
 def _start(
@@ -282,7 +286,7 @@ def join(parts: Sequence[Rollout], state: State, first: int = 0) -> Rollout:
 def stream(
     dit: DiT,
     text: Float[Array | np.ndarray, "b l e"],
-    key: Key[Array, ""] | None = None,
+    key: Key[Array, "*keys"] | None = None,
     *,
     chunks: int,
     grid: tuple[int, int],
@@ -324,8 +328,8 @@ def stream(
     graph, params = nnx.split(dit)
     fresh, dtype = state is None, latents_dtype(dit)
     ready = strategy.lag if fresh else 0
-    text, trim = jnp.asarray(text), _as_data(trim, dtype)
-    given = _cast(initial, dtype)
+    text, trim = jnp.asarray(shared(text)), _as_data(trim, dtype)
+    key, state, given = shared((key, state, _cast(initial, dtype)))
     state = _start(graph, params, text, key, grid, strategy, trim, given, state, False)
     resume = state
     for index in range(chunks + strategy.lag):
@@ -336,7 +340,7 @@ def stream(
             if change.text.shape != text.shape:
                 was, now = list(text.shape), list(change.text.shape)
                 raise ValueError(f"chunk {index}'s prompt must be {was} like the first, not {now}.")
-            text = jnp.asarray(change.text)
+            text = jnp.asarray(shared(change.text))
             state = switch(dit, text, state, grid=grid, strategy=strategy, how=change.how)
         if index == chunks:
             assert not isinstance(strategy, SelfForcing)
@@ -406,6 +410,7 @@ def _scan(graph, params, text, chunks, grid, strategy, trim, noise, state, remat
     }
     for name in ("drift", "pruned"):
         records[name] = records[name].reshape(batch, chunks, *side)
+    latents, records = everywhere((latents, records))
     return checked(Rollout(latents=latents, state=constrain(state), **records))
 
 

@@ -17,6 +17,7 @@ from tt_jax.models.configs import FPS, ModelConfig
 from tt_jax.models.tiny_vae import TinyVAE
 from tt_jax.models.vae import VAE, Cache
 from tt_jax.nn.layers import wide
+from tt_jax.sharding import everywhere
 
 T = TypeVar("T")
 
@@ -114,12 +115,13 @@ def decode(
         Their frames, and the VAE's cache after them.
     """
     frames, cache = nnx.merge(graph, params).decode_stream(cache, latents)
-    return jnp.round((wide(frames) + 1) * 127.5).astype(jnp.uint8), cache
+    frames = jnp.round((wide(frames) + 1) * 127.5).astype(jnp.uint8)
+    return everywhere(frames), cache
 
 
 @jax.jit
 def _finite(latents: Float[Array, "b t h w c"]) -> Bool[Array, ""]:
-    return jnp.isfinite(latents).all()
+    return everywhere(jnp.isfinite(latents).all())
 
 
 class Decoder:

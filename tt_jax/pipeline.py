@@ -38,9 +38,8 @@ from tt_jax.models.vae import VAE
 from tt_jax.overview import Observer, Overview
 from tt_jax.prompts import check_prompts, encode_text
 from tt_jax.scenes import Change, place_changes, read_script
-from tt_jax.sharding import sharding
+from tt_jax.sharding import sharding, shared
 from tt_jax.strategies.presets import own
-from tt_jax.strategies.state import random_key
 from tt_jax.strategies.switch import Switch
 from tt_jax.trim.tokentrim import TokenTrim
 from tt_jax.video import Chunk, Video, VideoState, sample_paths
@@ -144,7 +143,7 @@ class Pipeline:
         prompt: Prompt | Script,
         *,
         seconds: float | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         trim: TokenTrim | None = None,
         strategy: Strategy | None = None,
         size: tuple[int, int] | None = None,
@@ -192,7 +191,7 @@ class Pipeline:
         prompt: Prompt | Script,
         *,
         seconds: float | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         trim: TokenTrim | None = None,
         strategy: Strategy | None = None,
         size: tuple[int, int] | None = None,
@@ -214,8 +213,9 @@ class Pipeline:
                 way if left out). Prompts change between chunks, at the border nearest to the time.
             seconds: of the whole stream, initial frames included; exactly `round(16 * seconds)`
                 frames. Only scenes that all have a length can do without.
-            seed: of all noise, 0 to 2**64 - 1; 0 if not given. With a state: not given, the video
-                goes on as if it hadn't stopped; given, it branches off from there.
+            seed: of all noise, 0 to 2**64 - 1; 0 if not given. Or one for each sample, which is
+                then what it would be alone, whatever else is in its batch. With a state: not given,
+                the video goes on as if it hadn't stopped; given, it branches off from there.
             trim: `TokenTrim()` if not given.
             strategy: `self.strategy()` if not given.
             size: height and width in pixels, the model's own if not given.
@@ -248,7 +248,7 @@ class Pipeline:
             raise ValueError("the video was decoded by another VAE: continue it with that one.")
         if state is None and seed is None:
             seed = 0
-        key = None if seed is None else random_key(seed)
+        key = None if seed is None else random_keys(seed)
         frames = frame_count(seconds)
         if state is not None:
             if initial is not None or size is not None:
@@ -318,7 +318,7 @@ class Pipeline:
         text: Float[Array | np.ndarray, "b l e"],
         frames: int,
         chunks: int,
-        key: Key[Array, ""] | None,
+        key: Key[Array, "*keys"] | None,
         strategy: Strategy,
         trim: TokenTrim,
         size: tuple[int, int],
@@ -333,7 +333,7 @@ class Pipeline:
         grid = (size[0] // side, size[1] // side)
         # One latent frame, the same program whatever their number; the tiny VAE gains by more.
         at_once = strategy.chunk if isinstance(self.vae, TinyVAE) else 1
-        inner, cache = (None, None) if state is None else (state.rollout, state.cache)
+        inner, cache = (None, None) if state is None else shared((state.rollout, state.cache))
         surplus = np.zeros((len(text), 0, *size, 3), np.uint8) if state is None else state.surplus
         again = 0 if state is None else strategy.lag
         number = 0 if state is None else int(state.rollout.chunk) - again

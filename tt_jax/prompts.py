@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from tt_jax import __version__
 from tt_jax.checkpoint import default_dtype, find, inside, load_part, load_tokenizer, read_config
 from tt_jax.files import atomic, cache_folder
 from tt_jax.models.tokenizer import clean
+from tt_jax.sharding import everywhere, sharding
 
 KEPT = 64  # prompts; a megabyte or so each, of Wan's
 
@@ -53,11 +55,14 @@ def encode_text(
     Returns:
         Embeddings in the dtype of the parameters; rows beyond the mask are zeros.
     """
-    return nnx.merge(graph, params)(ids, mask)
+    return everywhere(nnx.merge(graph, params)(ids, mask))
 
 
 def encode_prompts(
-    model: str | Path, prompts: str | Sequence[str], dtype: DTypeLike | None = None
+    model: str | Path,
+    prompts: str | Sequence[str],
+    dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "b l e"]:
     """Encodes prompts by the text encoder of a model alone.
 
@@ -69,6 +74,7 @@ def encode_prompts(
         model: as in `load`.
         prompts: one or several.
         dtype: as in `load`.
+        mesh: as in `load`.
 
     Returns:
         Embeddings `[B, text_len, text_dim]` in `dtype`, zero rows after each prompt's end.
@@ -77,30 +83,73 @@ def encode_prompts(
         ValueError: a prompt is empty or no Unicode text.
         ModelError: the model's folder can't be used.
     """
-    folder = find(model)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    config = read_config(find(model))[0].text
+    rows = encode_rows(model, prompts, dtype, mesh)
+    return jnp.asarray(padded(rows, config.text_len), default_dtype() if dtype is None else dtype)
+
+
+def encode_rows(
+    model: str | Path,
+    prompts: Sequence[str],
+    dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+) -> list[Float[np.ndarray, "_ e"]]:
+    """Encodes many prompts, for the host to keep.
+
+    Args:
+        model: as in `encode_prompts`, and so are the others.
+        prompts: any number.
+        dtype: of the encoder.
+        mesh: of devices, over which the encoder is sharded.
+
+    Returns:
+        Of each prompt its embeddings, float32, without zero rows.
+
+    Raises:
+        ValueError: a prompt is empty or no Unicode text.
+        ModelError: the model's folder can't be used.
+    """
+    folder = find(model)
     check_prompts(prompts)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     config = read_config(folder)[0].text
-    ids, mask = load_tokenizer(folder, config.text_len)(prompts)
+    ids, mask = load_tokenizer(folder, config.text_len)(list(prompts))
     origin = _origin(folder, dtype)
-    paths = [_place(origin, clean(prompt)) for prompt in prompts]
+    # Of several processes, all encode or none.
+    alone = jax.process_count() == 1
+    paths = [_place(origin, clean(prompt)) if alone else None for prompt in prompts]
     rows = [
         _read(path, count, config.dim)
         for path, count in zip(paths, mask.sum(1).tolist(), strict=True)
     ]
+    places = None if mesh is None else sharding(mesh)
     if missing := [i for i, known in enumerate(rows) if known is None]:
-        parts = nnx.split(load_part(folder, "text", config, dtype))
+        parts = nnx.split(load_part(folder, "text", config, dtype, places))
         for i in missing:
             made = encode_text(*parts, ids[i : i + 1], mask[i : i + 1])
-            rows[i] = row = np.asarray(made[0, : mask[i].sum()].astype(jnp.float32))
+            rows[i] = row = np.asarray(made)[0, : mask[i].sum()].astype(np.float32)
             _write(paths[i], row)
         del parts
-    padded = np.zeros((len(prompts), config.text_len, config.dim), np.float32)
-    for whole_prompt, known in zip(padded, rows, strict=True):
-        assert known is not None  # what was missing has been made
-        whole_prompt[: len(known)] = known
-    return jnp.asarray(padded, dtype)
+    return [row for row in rows if row is not None]  # what was missing has been made
+
+
+def padded(
+    rows: Sequence[Float[np.ndarray, "_ e"]], length: int
+) -> Float[np.ndarray, "b {length} e"]:
+    """Embeddings as a batch.
+
+    Args:
+        rows: of `encode_rows`.
+        length: to which each is padded.
+
+    Returns:
+        All of them, with zero rows after each prompt's end.
+    """
+    whole = np.zeros((len(rows), length, rows[0].shape[1]), np.float32)
+    for one, row in zip(whole, rows, strict=True):
+        one[: len(row)] = row
+    return whole
 
 
 def _origin(folder: Path, dtype: jnp.dtype) -> str:

@@ -13,7 +13,7 @@ Only axes that are XLA's to use (`AxisType.Auto`) are. Those of a caller's own `
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     ),
 )
 
+Tree = TypeVar("Tree")  # any pytree
 Attend = Callable[..., Float[Array, "b t n h"]]
 
 
@@ -152,6 +153,35 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.device_put(leaf, of(_name(path), leaf)), tree
     )
+
+
+def shared(tree: Tree) -> Tree:
+    """What every process has alike, where a program of several processes takes it.
+
+    Args:
+        tree: a pytree of arrays, the same in all processes.
+
+    Returns:
+        The tree on the mesh that `jax.set_mesh` has set, if several processes share it; else as it
+        is, since a program moves a process's own arrays itself.
+    """
+    mesh = jax.sharding.get_mesh()
+    return tree if mesh.empty or jax.process_count() == 1 else place(tree, mesh)
+
+
+def everywhere(tree: Tree) -> Tree:
+    """Inside a program: a pytree whose arrays are whole on every device, for every host to read.
+
+    Args:
+        tree: a pytree of arrays.
+
+    Returns:
+        The tree, as it is without a mesh that was set by `jax.set_mesh`.
+    """
+    if _auto_mesh().empty:
+        return tree
+    whole = PartitionSpec()
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, whole), tree)
 
 
 def abstractly(tree: Any, mesh: Mesh) -> Any:

@@ -168,7 +168,7 @@ def _give_up(output: Output, takes: Mapping[str, Take]) -> None:
 
 def _draw(job: Job, output: Output, videos: Mapping[str, Overview]) -> None:
     runs, record = list(job.runs.values()), job.record
-    note = " · ".join([record["model"]["name"], f"seed {record['seed']}", *_notes(runs)])
+    note = " · ".join([record["model"]["name"], f"seed {record['seed']}", *notes(runs)])
     script = record["script"]
     title = " | ".join(prompt for _, prompt, _ in script) if script else record["prompt"]
     for i, file in enumerate(output.pictures()):
@@ -193,7 +193,7 @@ def _conclude(output: Output, tallies: list[Tally]) -> None:
     print(*output.videos(), sep="\n")
 
 
-def _notes(runs: Sequence[Preset]) -> list[str]:
+def notes(runs: Sequence[Preset]) -> list[str]:
     """The settings that a picture's note gives: those of one or two runs' last, of more what they
     share."""
     trim = runs[-1].trim

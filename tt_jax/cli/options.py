@@ -47,6 +47,9 @@ CACHES = (
 )
 UNWARPED = "none"  # a --shift for levels as they stand
 VAES = ("full", "tiny")
+STRATEGIES = ("self-forcing", "rolling-forcing")
+DTYPES = ("float32", "bfloat16")
+AXES = ("data", "sequence", "tensor")
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "shapes")
 FETCHED = (
     "self-forcing",
@@ -117,6 +120,10 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> An
     parser.add_argument("--size", type=size, help="like 832x480 (default: the model's own)")
     parser.add_argument("--init", type=Path, metavar="FILE", help="start from a picture or video")
     parser.add_argument(
+        "--init-seconds", type=finite, metavar="SECONDS",
+        help="start from so much of the video's beginning (default: all of it)",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path,
         help="folder, or name of the mp4; what exists is never replaced (default: a new folder "
         "below runs)",
@@ -135,6 +142,13 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> An
         + ("; given several times, each is compared" if several else ""),
     )  # fmt: skip
     parser.add_argument(
+        "--strategy", choices=STRATEGIES, help="how chunks are made (default: the model's own)"
+    )
+    parser.add_argument(
+        "--chunk", type=positive,
+        help="latent frames of a chunk, with Self Forcing (default: the model's own)",
+    )  # fmt: skip
+    parser.add_argument(
         "--steps", type=steps, help="like 1000,750,500,250 (default: the model's own)"
     )
     parser.add_argument(
@@ -142,6 +156,25 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> An
         help="what warps the steps into noise levels, or 'none' (default: the model's own)",
     )  # fmt: skip
     add_loading(parser)
+    parser.add_argument(
+        "--dtype", choices=DTYPES,
+        help="of weights and cache (default: float32 on a CPU, else bfloat16)",
+    )  # fmt: skip
+    several_devices = parser.add_argument_group("several devices")
+    several_devices.add_argument(
+        "--mesh", type=mesh, metavar="MESH",
+        help="how many devices, or how many for each axis, like data=2,tensor=4: videos of the "
+        "batch (data), tokens of a pass (sequence), attention heads (tensor)",
+    )  # fmt: skip
+    several_devices.add_argument(
+        "--coordinator", metavar="HOST:PORT",
+        help="where several processes meet, each started by this command with its own --process; a "
+        "TPU pod's find each other",
+    )  # fmt: skip
+    several_devices.add_argument("--processes", type=positive, help="how many there are")
+    several_devices.add_argument(
+        "--process", type=natural, help="which of them this is, from 0; that one writes"
+    )
     trim = parser.add_argument_group(
         "TokenTrim", "Defaults are the method's; presets have their own."
     )
@@ -219,6 +252,19 @@ def size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT, like 832x480, not {text}")
     return int(match[2]), int(match[1])
+
+
+def mesh(text: str) -> int | dict[str, int]:
+    """Type of --mesh: how many devices, or how many for each axis."""
+    if re.fullmatch(r"\d+", text):
+        return positive(text)
+    axes = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    if len(axes) != text.count(",") + 1 or axes.keys() - set(AXES):
+        raise argparse.ArgumentTypeError(
+            f"a mesh is a number of devices, or of each axis of {', '.join(AXES)}, like "
+            f"data=2,tensor=4, not {text}"
+        )
+    return {axis: positive(count) for axis, count in axes.items()}
 
 
 def port(text: str) -> int:

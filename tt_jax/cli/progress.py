@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -59,8 +60,8 @@ class Tally:
         self.chunks += 1
         self.total = chunk.total
         self.frames += chunk.frames.shape[1]
-        self.abnormal += int(chunk.rollout.triggered.sum())
-        self.severity = float(chunk.rollout.severity.max())
+        self.abnormal += int(np.asarray(chunk.rollout.triggered).sum())
+        self.severity = float(np.asarray(chunk.rollout.severity).max())
         if self.chunks == self.before + 1:
             self.first, self.first_frames = self.latest, self.frames
 

@@ -3,26 +3,28 @@
 import argparse
 import dataclasses
 import hashlib
+import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jax.sharding import Mesh
+from jaxtyping import DTypeLike, UInt8
 
 from tt_jax import cache, pipeline, records
 from tt_jax.checkpoint import default_dtype, find, inside, read_config
-from tt_jax.cli import resume
+from tt_jax.cli import devices, resume
 from tt_jax.cli.making import Job, make
 from tt_jax.cli.options import PLAIN, TRIMMED, UNWARPED
 from tt_jax.cli.output import Output, plan, word
 from tt_jax.cli.take import latest
 from tt_jax.media.read import read_clip
-from tt_jax.models.configs import FPS, RolloutConfig
+from tt_jax.models.configs import FPS, ModelConfig, RolloutConfig
 from tt_jax.planning import memory
 from tt_jax.prompts import check_prompts, encode_prompts
 from tt_jax.scenes import Changes, read_file, read_script
@@ -46,7 +48,10 @@ def configuration(
 
     policy: of the cache. model: how the model is rolled out. Raises ValueError.
     """
-    base = {PLAIN: model.strategy, TRIMMED: f"{model.strategy}+tokentrim-no-flowmo"}
+    host = args.strategy or model.strategy
+    base = {PLAIN: host, TRIMMED: f"{host}+tokentrim-no-flowmo"}
+    if args.strategy and name not in base:
+        raise ValueError(f"the preset {name} says the strategy: leave --strategy out.")
     name = base.get(name, name)
     spans = given(args, ["window", "sink"])
     if (spans or policy) and name.startswith("rolling-forcing"):
@@ -57,7 +62,9 @@ def configuration(
         raise ValueError("a cache policy has a window and sinks of its own: give either.")
     if policy:
         spans = {"cache": cache.parse(policy, model.window)}
-    levels = given(args, ["steps", "shift"])
+    levels = given(args, ["steps", "shift", "chunk"])
+    if "chunk" in levels and name.startswith("rolling-forcing"):
+        raise ValueError("Rolling Forcing's blocks have 3 latent frames: leave --chunk out.")
     if levels.get("shift") == UNWARPED:
         levels["shift"] = None
     strategy, trim = preset(name, model, **levels, **spans)
@@ -92,6 +99,12 @@ def configurations(
     return runs
 
 
+def switched(script: Changes, how: str | None) -> Changes:
+    """A script whose prompts switch the cache as --switch says, where they don't say it."""
+    first, *later = script
+    return (first, *(change._replace(how=change.how or how) for change in later))
+
+
 def script_of(args: argparse.Namespace) -> tuple[Changes, float]:
     """The prompts and the video's length. Raises ValueError or OSError."""
     if args.script is None:
@@ -100,11 +113,106 @@ def script_of(args: argparse.Namespace) -> tuple[Changes, float]:
         script, length = read_file(args.script), None
     if args.switch is not None and len(script) == 1:
         raise ValueError("--switch needs a second prompt: give scenes, 'a cat [10s] | a dog [5s]'.")
-    first, *later = script
-    script = (first, *(change._replace(how=change.how or args.switch) for change in later))
+    script = switched(script, args.switch)
     check_prompts([change.prompt for change in script])
     seconds = length if args.seconds is None else args.seconds
     return script, SECONDS if seconds is None else seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What was asked for of every video, checked.
+
+    Attributes:
+        args: the command's.
+        config: sizes of the model.
+        kind: what it was trained for.
+        runs: by their labels.
+        size: height and width.
+        dtype: of weights and cache.
+        initial: frames to start from.
+        mesh: the devices; None for JAX's default one.
+    """
+
+    args: argparse.Namespace
+    config: ModelConfig
+    kind: str
+    runs: dict[str, Preset]
+    size: tuple[int, int]
+    dtype: DTypeLike
+    initial: UInt8[np.ndarray, "t h w 3"] | None
+    mesh: Mesh | None
+
+    def load(self) -> pipeline.Pipeline:
+        """The model, without its text encoder."""
+        return pipeline.load(
+            self.args.model, self.dtype, allow_bidirectional=self.args.allow_bidirectional,
+            mesh=self.mesh, text=False, vae=self.args.vae,
+        )  # fmt: skip
+
+    def record(self, script: Changes, seconds: float, seed: int) -> dict[str, Any]:
+        """Of a video, as far as it is known before."""
+        args = self.args
+        return {
+            "command": args.command,
+            "prompt": script[0].prompt,
+            "script": [change[:3] for change in script] if len(script) > 1 else None,
+            "seconds": seconds,
+            "frames": pipeline.frame_count(seconds),
+            "fps": FPS,
+            "size": list(self.size),
+            "seed": seed,
+            "batch": args.batch,
+            "dtype": np.dtype(self.dtype).name,
+            "initial": describe(args.init, self.initial),
+            "strategy": {label: records.settings(run.strategy) for label, run in self.runs.items()},
+            "trim": {label: records.settings(run.trim) for label, run in self.runs.items()},
+            "model": {
+                "name": args.model,
+                "kind": self.kind,
+                "config": dataclasses.asdict(self.config),
+                "manifest": fingerprint(find(args.model)),
+            },
+            "vae": args.vae,
+            "versions": records.versions(),
+            "device": records.device()
+            | ({} if self.mesh is None else {"mesh": dict(self.mesh.shape)}),
+        }
+
+
+def settle(
+    args: argparse.Namespace,
+    presets: Sequence[str],
+    caches: Sequence[str | None],
+    shortest: int,
+    longest: int,
+) -> Settings:
+    """Checks everything but prompts and places: each preset with each cache.
+
+    shortest, longest: frames of a video. Raises ValueError or OSError.
+    """
+    devices.join(args)
+    config, kind = read_config(find(args.model), vae=args.vae)
+    runs = configurations(args, presets, caches, config.rollout)
+    size = args.size or config.size
+    pipeline.check_size(config, size)
+    strategies = [run.strategy for run in runs.values()]
+    mesh = args.mesh and devices.mesh_of(args.mesh, config, strategies, size, args.batch)
+    initial = None
+    if args.init is not None:
+        initial = read_initial(args.init, size, shortest, args.init_seconds)
+    elif args.init_seconds is not None:
+        raise ValueError("--init-seconds is of a video to start from: give --init too.")
+    dtype = default_dtype() if args.dtype is None else np.dtype(args.dtype)
+    needs = [
+        memory.estimate(
+            config, dtype, strategy, size=size, frames=longest, batch=args.batch, streamed=True
+        )
+        for strategy in strategies
+    ]
+    most = max(needs, key=lambda memory: memory.device)
+    memory.check(most if mesh is None else memory.parted(most, tuple(mesh.shape.values())))
+    return Settings(args, config, kind, runs, size, dtype, initial, mesh)
 
 
 def request(
@@ -120,89 +228,68 @@ def request(
     script, seconds = script_of(args)
     prompts = [change.prompt for change in script]
     frames = pipeline.frame_count(seconds)
-    config, kind = read_config(find(args.model), vae=args.vae)
-    runs = configurations(args, presets, caches, config.rollout)
+    settings = settle(args, presets, caches, frames, frames)
+    runs, labels = settings.runs, list(settings.runs)
     for run in runs.values():
         for change in script[1:]:
             way(run.strategy, change.how)  # refused now, not after minutes
-    labels = list(runs)
-    height, width = args.size or config.size
-    pipeline.check_size(config, (height, width))
     several = len(labels) > 1
-    if folder is None:
-        planned = plan(
-            args.out, prompts[0], "compare" if several else "video", samples=args.batch,
-            alone=labels if several else ()
-        )  # fmt: skip
+    name, alone = "compare" if several else "video", labels if several else ()
+    if not devices.first():
+        planned = Output(Path(tempfile.mkdtemp()) / f"{name}.mp4", False, args.batch, alone)
+    elif folder is None:
+        planned = plan(args.out, prompts[0], name, samples=args.batch, alone=alone)
     else:
         planned = Output(folder.with_suffix(".mp4"), False, args.batch)
-    initial = None
-    if args.init is not None:
-        initial = read_initial(args.init, (height, width), frames)
-    dtype = default_dtype()
-    needs = [
-        memory.estimate(
-            config, dtype, run.strategy, size=(height, width), frames=frames, batch=args.batch,
-            streamed=True,
-        )
-        for run in runs.values()
-    ]  # fmt: skip
-    memory.check(max(needs, key=lambda memory: memory.device))
 
     started = time.perf_counter()
-    texts = encode_prompts(args.model, prompts, dtype)
-    encoded = [
-        change._replace(prompt=jnp.repeat(text[None], args.batch, 0), words=(words,) * args.batch)
-        for change, text, words in zip(script, texts, prompts, strict=True)
-    ]
-    pipe = pipeline.load(
-        args.model, dtype, allow_bidirectional=args.allow_bidirectional, text=False, vae=args.vae
-    )
-    record = {
-        "command": args.command,
-        "prompt": prompts[0],
-        "script": [change[:3] for change in script] if len(script) > 1 else None,
-        "seconds": seconds,
-        "frames": frames,
-        "fps": FPS,
-        "size": [height, width],
-        "seed": args.seed,
-        "batch": args.batch,
-        "dtype": np.dtype(dtype).name,
-        "initial": args.init and describe(args.init),
-        "strategy": {label: records.settings(run.strategy) for label, run in runs.items()},
-        "trim": {label: records.settings(run.trim) for label, run in runs.items()},
-        "model": {
-            "name": args.model,
-            "kind": kind,
-            "config": dataclasses.asdict(config),
-            "manifest": fingerprint(find(args.model)),
-        },
-        "vae": args.vae,
-        "versions": records.versions(),
-        "device": records.device(),
-    }
-    if folder is not None:
-        resume.check(folder, record)
-    held = None if folder is None else latest(folder / word(labels[0]))
-    streams = {
-        label: pipe.stream(
-            encoded, seconds=seconds, seed=args.seed, strategy=run.strategy, trim=run.trim,
-            size=(height, width), initial=initial, resume=None if held is None else held["state"],
-        )
-        for label, run in runs.items()
-    }  # fmt: skip
+    with devices.on(settings.mesh):
+        texts = encode_prompts(args.model, prompts, settings.dtype, settings.mesh)
+        encoded = [
+            change._replace(
+                prompt=jnp.repeat(text[None], args.batch, 0), words=(words,) * args.batch
+            )
+            for change, text, words in zip(script, texts, prompts, strict=True)
+        ]
+        pipe = settings.load()
+        record = settings.record(script, seconds, args.seed)
+        if folder is not None:
+            resume.check(folder, record)
+        held = None if folder is None else latest(folder / word(labels[0]))
+        streams = {
+            label: pipe.stream(
+                encoded, seconds=seconds, seed=args.seed, strategy=run.strategy, trim=run.trim,
+                size=settings.size, initial=settings.initial,
+                resume=None if held is None else held["state"],
+            )
+            for label, run in runs.items()
+        }  # fmt: skip
     job = Job(
         planned, runs, streams, record, frames, time.perf_counter() - started,
         every=0 if several else FPS * args.save_every, resumed=folder is not None,
         before=held and {name: held[name] for name in ("held", "segment")},
     )  # fmt: skip
-    return partial(make, job)
+
+    def work() -> None:
+        try:
+            with devices.on(settings.mesh):
+                make(job)
+        finally:
+            if not devices.first():
+                shutil.rmtree(planned.path.parent, ignore_errors=True)
+
+    return work
 
 
-def read_initial(path: Path, size: tuple[int, int], frames: int) -> UInt8[np.ndarray, "t h w 3"]:
-    """Reads what a video of `frames` frames starts from, and says what was done to it."""
-    clip = read_clip(path, size, frames)
+def read_initial(
+    path: Path, size: tuple[int, int], frames: int, seconds: float | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Reads what a video of `frames` frames starts from, and says what was done to it.
+
+    seconds: of the clip, its beginning.
+    """
+    most = frames if seconds is None else min(frames, pipeline.frame_count(seconds))
+    clip = read_clip(path, size, most)
     if len(clip.frames) == frames:
         raise ValueError(f"{path} fills all {frames} frames: ask for more seconds than it has.")
     done = []
@@ -216,10 +303,13 @@ def read_initial(path: Path, size: tuple[int, int], frames: int) -> UInt8[np.nda
     return clip.frames
 
 
-def describe(path: Path) -> dict[str, str]:
-    """A file's name and SHA-256, for the record."""
+def describe(path: Path | None, frames: np.ndarray | None) -> dict[str, Any] | None:
+    """A file's name and SHA-256, and how many frames of it are taken, for the record."""
+    if path is None or frames is None:
+        return None
     with path.open("rb") as file:
-        return {"file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": str(path), "sha256": digest, "frames": len(frames)}
 
 
 def fingerprint(model: Path) -> str | None:

@@ -146,6 +146,30 @@ def estimate(
     )
 
 
+def parted(memory: Memory, mesh: tuple[int, int, int]) -> Memory:
+    """What one of several devices holds.
+
+    Args:
+        memory: of `estimate`.
+        mesh: devices along data, sequence and tensor.
+
+    Returns:
+        About its share of it; each decodes every video. Devices that share the host's memory hold
+        all shares there.
+    """
+    data, sequence, tensor = mesh
+    if free_on_device() is None:
+        return dataclasses.replace(memory, vae=math.prod(mesh) * memory.vae)
+    return dataclasses.replace(
+        memory,
+        text=memory.text // tensor,
+        transformer=memory.transformer // tensor,
+        state=memory.state // (data * tensor),
+        kept=memory.kept // (data * tensor),
+        denoising=memory.denoising // (data * sequence * tensor),
+    )
+
+
 def free_on_host() -> int:
     """Bytes of main memory that a program may still take."""
     try:
@@ -158,7 +182,7 @@ def free_on_host() -> int:
 
 def free_on_device() -> int | None:
     """Bytes that the default device can still take; None if it shares the host's or won't say."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
 
 

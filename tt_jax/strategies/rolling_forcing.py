@@ -82,7 +82,7 @@ class RollingForcing:
         """Frames that one pass denoises."""
         return len(self.steps) * self.chunk
 
-    def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]) -> State:
+    def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, "*keys"]) -> State:
         """The state before the first window.
 
         Args:

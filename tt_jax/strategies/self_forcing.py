@@ -102,7 +102,7 @@ class SelfForcing:
         """Frames that one pass denoises."""
         return self.chunk
 
-    def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, ""]) -> State:
+    def start(self, dit: DiT, batch: int, grid: tuple[int, int], key: Key[Array, "*keys"]) -> State:
         """The state before the first chunk.
 
         Args:

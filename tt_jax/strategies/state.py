@@ -1,6 +1,7 @@
 """What every strategy carries and reports, and the noise it draws."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -109,7 +110,7 @@ class State:
         frame: index in the video of the first frame that the next step finishes. (A window of
             Rolling Forcing that isn't full yet finishes none: negative.)
         chunk: number of the next chunk of the rollout.
-        key: source of all noise still to come.
+        key: source of all noise still to come; one, or one for each sample.
         flight: Rolling Forcing's blocks that aren't finished.
         origin: what made the state, and alone can go on from it.
     """
@@ -120,7 +121,7 @@ class State:
     statistics: Statistics
     frame: Int[Array, ""]
     chunk: Int[Array, ""]
-    key: Key[Array, ""]
+    key: Key[Array, "*keys"]
     flight: Flight | None = None
     origin: Origin | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -163,7 +164,7 @@ def empty_state(
     dit: DiT,
     batch: int,
     grid: tuple[int, int],
-    key: Key[Array, ""],
+    key: Key[Array, "*keys"],
     *,
     slots: int,
     sink: int,
@@ -253,11 +254,29 @@ def random_key(seed: int) -> Key[Array, ""]:
     return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
 
 
-def sample_keys(key: Key[Array, ""], chunk: Int[Array, ""], batch: int) -> Key[Array, " b"]:
+def random_keys(seeds: int | Sequence[int]) -> Key[Array, "*keys"]:
+    """The key of a seed, or those of several.
+
+    Args:
+        seeds: one for all samples, or one for each.
+
+    Returns:
+        `random_key` of the seed or, stacked, of each.
+
+    Raises:
+        ValueError: one isn't a whole number of 64 bits.
+    """
+    if isinstance(seeds, Sequence):
+        return jnp.stack([random_key(seed) for seed in seeds])
+    return random_key(seeds)
+
+
+def sample_keys(key: Key[Array, "*keys"], chunk: Int[Array, ""], batch: int) -> Key[Array, " b"]:
     """A key for every sample of a chunk, `fold_in(fold_in(key, b), chunk)`.
 
     Args:
-        key: the rollout's.
+        key: the rollout's. Of one for each sample, b counts as 0: whatever else is in its batch, a
+            sample is what it would be alone.
         chunk: its number.
         batch: samples that are here; b is their index in the whole batch (`first_sample`).
 
@@ -265,14 +284,16 @@ def sample_keys(key: Key[Array, ""], chunk: Int[Array, ""], batch: int) -> Key[A
         One key for each of them.
     """
 
-    def one(sample: Array) -> Key[Array, ""]:
+    def one(key: Key[Array, ""], sample: Array | int) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.fold_in(key, sample), chunk)
 
-    return jax.vmap(one)(first_sample(batch) + jnp.arange(batch, dtype=jnp.int32))
+    if key.ndim:
+        return jax.vmap(one, (0, None))(key, 0)
+    return jax.vmap(one, (None, 0))(key, first_sample(batch) + jnp.arange(batch, dtype=jnp.int32))
 
 
 def draw_noise(
-    key: Key[Array, ""],
+    key: Key[Array, "*keys"],
     chunks: Int[Array, " steps"],
     steps: Int[Array, " steps"],
     shape: tuple[int, ...],
@@ -280,7 +301,8 @@ def draw_noise(
 ) -> Float[Array, "steps b f h w c"]:
     """Noise of the given steps of the given chunks.
 
-    That of sample b, chunk t, step s comes from `fold_in(fold_in(fold_in(key, b), t), s)`.
+    That of sample b, chunk t, step s comes from `fold_in(fold_in(fold_in(key, b), t), s)`
+    (`sample_keys`).
 
     Args:
         key: the rollout's.
