@@ -40,6 +40,7 @@ from tt_jax.prompts import check_prompts, encode_text
 from tt_jax.scenes import Change, place_changes, read_script
 from tt_jax.sharding import sharding, shared
 from tt_jax.strategies.presets import own
+from tt_jax.strategies.state import random_keys
 from tt_jax.strategies.switch import Switch
 from tt_jax.trim.tokentrim import TokenTrim
 from tt_jax.video import Chunk, Video, VideoState, sample_paths

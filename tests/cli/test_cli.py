@@ -258,7 +258,7 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         (["generate", "x", "--out", "taken/other.mp4"], "taken/other.json exists already"),
         (["generate", "x", "--out", "taken/a.mp4", "--batch", "2"], "taken/a-1.png exists already"),
         (["compare", "x", "--out", "taken"], "taken/compare-plain.mp4 exists already"),
-        (["generate"], "one of the arguments prompt --script --resume is required"),
+        (["generate"], "one of the arguments prompt --script --resume --prompts is"),
         (["generate", "x", "--script", "s.txt"], "not allowed with"),
         (["generate", "--resume", "taken"], "taken is no folder of a run that can go on"),
         (["generate", "x", "--resume", "taken"], "not allowed with"),
@@ -269,15 +269,34 @@ def test_a_long_prompt_is_cut_and_that_is_said(run):
         (["generate", "x [2s] | [2s]"], "scene 2 is empty"),
         (["generate", "x [2s] | y", "--seconds", "2"], "nothing is left of the video"),
         (["generate", "x [2s] | y [2s#]"], "has no switch 'cut': give one of none"),
-        (["generate", "x [2s] | y", "--switch", "flush"], "has no switch 'flush': give one of none"),
+        (
+            ["generate", "x [2s] | y", "--switch", "flush"],
+            "has no switch 'flush': give one of none",
+        ),
         (["generate", "x", "--switch", "flush"], "--switch needs a second prompt"),
         (["generate", "--script", "text.txt", "--switch", "melt"], "invalid choice: 'melt'"),
+        (["generate", "--prompts", "list.txt"], "there is no file list.txt"),
+        (["generate", "--prompts", "l.csv"], "the first line of l.csv must name columns of prompt"),
+        (["generate", "--prompts", "l.jsonl"], "no line can be made: line 1 of l.jsonl: it is no"),
+        (["generate", "--prompts", "text.txt", "--out", "a.mp4"], "a.mp4 must be a folder"),
+        (["generate", "x", "--mesh", "rows=2"], "of each axis of data, sequence, tensor"),
+        (["generate", "x", "--mesh", "3"], "the mesh has 3 devices, and there are 1"),
+        (["generate", "x", "--mesh", "data=2"], "there are 1"),
+        (["generate", "x", "--coordinator", "a:1"], "need --coordinator, --processes, --process"),
+        (["generate", "x", "--init-seconds", "1"], "give --init too"),
+        (["generate", "x", "--strategy", "rolling-forcing", "--chunk", "4"], "leave --chunk out"),
+        (
+            ["generate", "x", "--preset", "self-forcing", "--strategy", "self-forcing"],
+            "leave --strategy out",
+        ),
         (["paint", "x"], "invalid choice: 'paint'"),
         ([], "required: COMMAND"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_written(run, arguments, message):
     Path("text.txt").write_text("no picture")
+    Path("l.csv").write_text("prompt,colour\nx,red\n")
+    Path("l.jsonl").write_text("{\n")
     Path("taken").mkdir()
     Path("going/video.run").mkdir(parents=True)
     for name in ("video.mp4", "other.json", "a-1.png", "compare-plain.mp4"):
