@@ -14,6 +14,8 @@ from tt_jax.shapes.training import stages
 from tt_jax.shapes.training.optimise import Log, rate_at, run_stage
 from tt_jax.shapes.training.recipe import STAGES, Recipe, Stage, toy, toy_config
 from tt_jax.shapes.training.run import train
+from tt_jax.shapes.training.scenes import from_scenes
+from tt_jax.shapes.world import SHAPES, SIZES, Object, Scene
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +104,24 @@ def test_small_things_weigh_as_much_as_large_ones():
     energy = jnp.mean(latents**2, axis=(1, 2, 3, 4))
     weighed = jax.jit(stages.weigh)(latents)[:, 0] * energy
     assert float(weighed[0] / weighed[1]) > 0.5 > float(energy[0] / energy[1])
+
+
+def test_hard_scenes_are_drawn_more_often():
+    circle, square, triangle, cross = (
+        Object(name, "red", size, SIZES[size], 32.0, 32.0)
+        for name, size in zip(SHAPES, ("large", "medium", "small", "small"), strict=True)
+    )
+    each = (circle,), (square,), (triangle,), (cross,), (circle, triangle)
+    scenes = from_scenes([Scene(objects, "white") for objects in each])
+    hard = np.asarray(stages.hardness(scenes))
+    np.testing.assert_allclose(hard, [1, 1.5, 6, 6, 7])
+
+    latents = jnp.arange(5.0).reshape(5, 1, 1, 1, 1)
+    pool = stages.Pool(scenes, latents, latents)
+    for share in (0.0, 0.5):
+        recipe = dataclasses.replace(Recipe(), hard=share)
+        drawn = jax.jit(stages.draw, static_argnums=(0, 3))(recipe, pool, jax.random.key(0), 20_000)
+        rows = np.asarray(drawn.latents).ravel().astype(int)
+        np.testing.assert_array_equal(scenes.shape[rows], drawn.scenes.shape)
+        expected = share * hard / hard.sum() + (1 - share) / 5
+        np.testing.assert_allclose(np.bincount(rows, minlength=5) / 20_000, expected, atol=0.015)

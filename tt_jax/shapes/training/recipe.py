@@ -53,7 +53,8 @@ class Recipe:
     encode: int = 32  # clips that are rendered and encoded at once
     openings_share: int = 6  # first chunks in a step for each clip
     pairs: float = 0.6  # share of scenes with two objects, from which most is to be learned
-    own: float = 0.2  # share of samples that are followed along the model's own denoising
+    hard: float = 0.7  # share of samples that are drawn by how hard their scenes are
+    own: float = 0.4  # share of samples that are followed along the model's own denoising
     wobble: float = 0.2  # greatest deviation of the noise that is added to clean context
     levels: tuple[float, ...] = (1.0, 0.8, 0.75, 0.6, 0.5, 0.4, 0.25, 0.2)
     odds: tuple[float, ...] = (0.36, 0.06, 0.2, 0.06, 0.14, 0.05, 0.09, 0.04)

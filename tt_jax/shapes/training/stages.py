@@ -204,8 +204,24 @@ def draw_levels(
     return jnp.asarray(levels)[index], jnp.asarray(time_sinusoid(levels))[index], index
 
 
-def _take(pool: Pool, key: Key[Array, ""], count: int) -> Pool:
-    rows = jax.random.randint(key, (count,), 0, len(pool.latents))
+def hardness(scenes: Scenes) -> Float[Array, " b"]:
+    """How much there is to be learned from scenes, by what a young model gets wrong most.
+
+    Corners and arms end as discs, and the smaller the more; two objects count for both.
+    """
+    shapes = np.array([1.0, 1.0, 3.0, 3.0], np.float32)  # circle, square, triangle, cross
+    sizes = np.array([2.0, 1.5, 1.0], np.float32)  # small, medium, large
+    each = jnp.asarray(shapes)[scenes.shape] * jnp.asarray(sizes)[scenes.size]
+    return jnp.sum(jnp.where(scenes.there, each, 0.0), axis=1)
+
+
+def draw(recipe: Recipe, pool: Pool, key: Key[Array, ""], count: int) -> Pool:
+    """Samples of a pool: a share by their hardness, the others all alike."""
+    chances = hardness(pool.scenes)
+    chances = recipe.hard * chances / jnp.sum(chances) + (1 - recipe.hard) / len(chances)
+    ends = jnp.cumsum(chances)
+    rows = jnp.searchsorted(ends, ends[-1] * jax.random.uniform(key, (count,)))
+    rows = jnp.minimum(rows, len(chances) - 1)
     scenes, latents, past = jax.tree.map(lambda x: x[rows], pool)
     return Pool(scenes, latents.astype(jnp.float32), past.astype(jnp.float32))
 
@@ -220,7 +236,7 @@ def pictures(maker: Maker) -> Loss:
 
     def loss(params: Params, pool: Pool, key: Key[Array, ""]) -> tuple[Array, dict]:
         rows, frame, *keys = jax.random.split(key, 6)
-        scenes, latents, _ = _take(pool, rows, recipe.pictures.batch)
+        scenes, latents, _ = draw(recipe, pool, rows, recipe.pictures.batch)
         index = jax.random.randint(frame, (len(latents),), 1, latents.shape[1])
         latents = latents[jnp.arange(len(index)), index][:, None]
         return flow(maker, params, scenes, latents[:, :0], latents, keys, chunk=1)
@@ -267,9 +283,11 @@ def clips(maker: Maker) -> Loss:
     def loss(params: Params, pools: tuple[Pool, Pool], key: Key[Array, ""]) -> tuple[Array, dict]:
         keys = jax.random.split(key, 13)
         openings, longer = pools
-        scenes, latents, _ = _take(openings, keys[0], recipe.openings_share * recipe.clips.batch)
+        scenes, latents, _ = draw(
+            recipe, openings, keys[0], recipe.openings_share * recipe.clips.batch
+        )
         first, of_first = flow(maker, params, scenes, latents[:, :0], latents, keys[1:5])
-        scenes, latents, past = _take(longer, keys[5], recipe.clips.batch)
+        scenes, latents, past = draw(recipe, longer, keys[5], recipe.clips.batch)
         past = _wobble(recipe, keys[6], past[:, :-chunk])
         later, of_later = flow(maker, params, scenes, past, latents[:, chunk:], keys[7:11])
         rolling = _windows(maker, params, scenes, latents, keys[11:])
