@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from convert.bits import to_bits
 from convert.checkpoints import BIDIRECTIONAL, CAUSAL
 from convert.lora import parse
 from convert.model import convert
@@ -19,6 +20,7 @@ from convert.plan import Request
 from convert.problems import BadInput, printable
 from convert.sizes import LONGEST_TEXT
 from tt_jax.checkpoint import HELD
+from tt_jax.nn import int8
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -57,6 +59,11 @@ def arguments() -> argparse.ArgumentParser:
         "--to-native", action="store_true",
         help="write the model's folder SRC back to safetensors with Wan's own names, bit for bit",
     )  # fmt: skip
+    parser.add_argument(
+        "--quantize", choices=int8.KINDS,
+        help="write the model's folder SRC anew, with weights of 8 bits in transformer and text "
+        "encoder",
+    )  # fmt: skip
     return parser
 
 
@@ -77,8 +84,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--text-len must be from 1 to {LONGEST_TEXT}")
     if args.to_native and (len(args.src) > 1 or args.lora):
         parser.error("--to-native takes one model's folder, and no --lora")
+    if args.quantize and (len(args.src) > 1 or args.lora or args.dtype or args.to_native):
+        parser.error("--quantize takes one model's folder, and no --lora, --dtype or --to-native")
     try:
-        if args.to_native:
+        if args.quantize:
+            done = to_bits(args.src[0], args.dst, args.quantize)
+        elif args.to_native:
             done = to_native(args.src[0], args.dst)
         else:
             dtype = DTYPES[args.dtype] if args.dtype else None

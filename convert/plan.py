@@ -61,6 +61,13 @@ class Plan:
     loras: tuple[Lora, ...] = ()
 
 
+def _is_model(path: Path) -> bool:
+    try:
+        return bool(read_stored(path).parts)
+    except ModelError:
+        return False
+
+
 def make_plan(paths: Sequence[Path], folder: Path, request: Request, problems: list[str]) -> Plan:
     """Opens what is given and checks it against the request and the model in `folder`.
 
@@ -81,6 +88,14 @@ def make_plan(paths: Sequence[Path], folder: Path, request: Request, problems: l
         old = existing(folder)
     except BadInput as error:
         wrong = error.problems
+    if models := [path for path in paths if _is_model(path)]:
+        raise BadInput(
+            [
+                f"{path} is a model already: give the files that it was made of, or --quantize or "
+                "--to-native to write it anew."
+                for path in models
+            ]
+        )
     try:
         sources = open_sources(paths, request.ema)
     except BadInput as error:

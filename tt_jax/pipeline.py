@@ -407,6 +407,7 @@ def load(
     mesh: Mesh | None = None,
     text: bool = True,
     vae: str = "full",
+    quantize: str | None = None,
 ) -> Pipeline:
     """Loads a model.
 
@@ -419,12 +420,14 @@ def load(
         text: load the text encoder too; without it prompts are embeddings (`encode_prompts`), and
             the folder needs no more than a transformer.
         vae: "full", or "tiny": the tiny autoencoder decodes, many times faster and less exactly.
+        quantize: "int8": linear layers of 8 bits in the text encoder and in all blocks of the
+            transformer but the first and the last. Of a folder that was saved so, they are anyway.
 
     Raises:
         ModelError: there is no such model, it lacks a part, or it is bidirectional.
     """
     folder = find(model)
-    config, kind = read_config(folder, PARTS if text else ("dit",), vae)
+    config, kind = read_config(folder, PARTS if text else ("dit",), vae, quantize)
     if kind == "bidirectional" and not allow_bidirectional:
         raise ModelError(
             f"{folder} is a bidirectional model, which generates garbage chunk by chunk: take a "

@@ -3,6 +3,7 @@ transformer, and is needed for a moment. What it said of the latest prompts is k
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +64,9 @@ def encode_prompts(
     prompts: str | Sequence[str],
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
+    *,
+    quantize: str | None = None,
+    device: str | None = None,
 ) -> Float[Array, "b l e"]:
     """Encodes prompts by the text encoder of a model alone.
 
@@ -75,6 +79,9 @@ def encode_prompts(
         prompts: one or several.
         dtype: as in `load`.
         mesh: as in `load`.
+        quantize: as in `load`.
+        device: the platform whose memory the encoder takes, "cpu" for the host's; JAX's default
+            device, or the mesh, if not given.
 
     Returns:
         Embeddings `[B, text_len, text_dim]` in `dtype`, zero rows after each prompt's end.
@@ -85,7 +92,7 @@ def encode_prompts(
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     config = read_config(find(model))[0].text
-    rows = encode_rows(model, prompts, dtype, mesh)
+    rows = encode_rows(model, prompts, dtype, mesh, quantize=quantize, device=device)
     return jnp.asarray(padded(rows, config.text_len), default_dtype() if dtype is None else dtype)
 
 
@@ -94,6 +101,9 @@ def encode_rows(
     prompts: Sequence[str],
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
+    *,
+    quantize: str | None = None,
+    device: str | None = None,
 ) -> list[Float[np.ndarray, "_ e"]]:
     """Encodes many prompts, for the host to keep.
 
@@ -102,6 +112,8 @@ def encode_rows(
         prompts: any number.
         dtype: of the encoder.
         mesh: of devices, over which the encoder is sharded.
+        quantize: of the encoder's weights.
+        device: where the encoder is.
 
     Returns:
         Of each prompt its embeddings, float32, without zero rows.
@@ -113,9 +125,10 @@ def encode_rows(
     folder = find(model)
     check_prompts(prompts)
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    config = read_config(folder)[0].text
+    config = read_config(folder, quantize=quantize)[0].text
     ids, mask = load_tokenizer(folder, config.text_len)(list(prompts))
-    origin = _origin(folder, dtype)
+    where = jax.devices(device)[0]
+    origin = _origin(folder, dtype, config.quantize, where.platform)
     # Of several processes, all encode or none.
     alone = jax.process_count() == 1
     paths = [_place(origin, clean(prompt)) if alone else None for prompt in prompts]
@@ -124,10 +137,14 @@ def encode_rows(
         for path, count in zip(paths, mask.sum(1).tolist(), strict=True)
     ]
     places = None if mesh is None else sharding(mesh)
+    if device is not None:
+        there = jax.sharding.SingleDeviceSharding(where)
+        places = lambda *_: there  # noqa: E731
     if missing := [i for i, known in enumerate(rows) if known is None]:
         parts = nnx.split(load_part(folder, "text", config, dtype, places))
         for i in missing:
-            made = encode_text(*parts, ids[i : i + 1], mask[i : i + 1])
+            with nullcontext() if device is None else jax.default_device(where):
+                made = encode_text(*parts, ids[i : i + 1], mask[i : i + 1])
             rows[i] = row = np.asarray(made)[0, : mask[i].sum()].astype(np.float32)
             _write(paths[i], row)
         del parts
@@ -152,13 +169,13 @@ def padded(
     return whole
 
 
-def _origin(folder: Path, dtype: jnp.dtype) -> str:
+def _origin(folder: Path, dtype: jnp.dtype, quantize: str | None, platform: str) -> str:
     """What tells an encoder's answers from all others: its files and when they were written, the
     programs that run it, and on what."""
     files = [inside(folder, "tokenizer.model"), *sorted(inside(folder, "text").rglob("*"))]
     facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-    programs = __version__, jax.__version__, jax.default_backend()
-    return repr((facts, dtype.name, programs))
+    programs = __version__, jax.__version__, jax.default_backend(), platform
+    return repr((facts, dtype.name, quantize, programs))
 
 
 def _place(origin: str, prompt: str) -> Path | None:

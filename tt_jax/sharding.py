@@ -27,13 +27,13 @@ AXES = ("data", "sequence", "tensor")
 # Transformer and text encoder have a leading axis of layers; what enters a pair of linear layers
 # is sharded by their hidden width, so that one sum over the devices follows the second.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"blocks/(\w+_attn/)?[qkv]/kernel", PartitionSpec(None, None, "tensor")),
-    (r"blocks/\w+_attn/[qkv]/bias", PartitionSpec(None, "tensor")),
-    (r"blocks/\w+_attn/norm_[qk]/scale", PartitionSpec(None, "tensor")),
-    (r"blocks/(\w+_attn/)?o/kernel", PartitionSpec(None, "tensor", None)),
-    (r"blocks/(ffn/)?(fc1|gate)/kernel", PartitionSpec(None, None, "tensor")),
-    (r"blocks/ffn/fc1/bias", PartitionSpec(None, "tensor")),
-    (r"blocks/(ffn/)?fc2/kernel", PartitionSpec(None, "tensor", None)),
+    (r"(blocks|ends)/(\w+_attn/)?[qkv]/kernel", PartitionSpec(None, None, "tensor")),
+    (r"(blocks|ends)/\w+_attn/[qkv]/(bias|scale)", PartitionSpec(None, "tensor")),
+    (r"(blocks|ends)/\w+_attn/norm_[qk]/scale", PartitionSpec(None, "tensor")),
+    (r"(blocks|ends)/(\w+_attn/)?o/kernel", PartitionSpec(None, "tensor", None)),
+    (r"(blocks|ends)/(ffn/)?(fc1|gate)/kernel", PartitionSpec(None, None, "tensor")),
+    (r"(blocks|ends)/ffn/fc1/(bias|scale)", PartitionSpec(None, "tensor")),
+    (r"(blocks|ends)/(ffn/)?fc2/kernel", PartitionSpec(None, "tensor", None)),
     (r"blocks/position", PartitionSpec(None, None, "tensor")),
     (r"embedding", PartitionSpec(None, "tensor")),
     (r"context/(memory/)?(archive/)?[kv]", PartitionSpec(None, "data", None, "tensor", None)),

@@ -40,6 +40,7 @@ from tt_jax.checkpoint.folder import (
     write_stored,
     write_vocabulary,
 )
+from tt_jax.checkpoint.quantised import quantised
 
 __all__ = [
     "EMBEDDED",
@@ -59,6 +60,7 @@ __all__ = [
     "load_part",
     "load_tokenizer",
     "nest",
+    "quantised",
     "read_config",
     "read_manifest",
     "read_stored",

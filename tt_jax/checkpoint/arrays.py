@@ -1,5 +1,6 @@
 """A model's arrays: their names and shapes, writing them, and reading them part by part."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
@@ -14,6 +15,7 @@ from jaxtyping import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from tt_jax.checkpoint.folder import HELD, inside
+from tt_jax.checkpoint.quantised import quantised
 from tt_jax.errors import ModelError
 
 BATCH = 256 << 20  # bytes of arrays that are written or read at once
@@ -207,6 +209,8 @@ def load_part(
 ) -> Any:
     """Restores one part, each array straight into its sharding.
 
+    A part that shall be quantised and isn't stored so is rounded on the way, on the host.
+
     Args:
         folder: The model's folder.
         part: A key of `HELD`.
@@ -229,21 +233,35 @@ def load_part(
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ModelError(f"the sizes of {path} make no model: {error}") from None
     ours = dict(flatten(nnx.to_pure_dict(state)))
-    stored = _stored(folder, part)
-    if different := stored.keys() ^ ours.keys():
+    stored, wanted = _stored(folder, part), ours
+    rounds = getattr(config, "quantize", None) is not None and not any(
+        x.dtype == np.int8 for x in stored.values()
+    )
+    if rounds:
+        wanted = shapes(part, dataclasses.replace(config, quantize=None))
+    if different := stored.keys() ^ wanted.keys():
         raise ModelError(f"{path} is damaged: {min(different)} shouldn't be there, or isn't.")
-    for name, leaf_shape in ours.items():
+    for name, leaf_shape in wanted.items():
         if tuple(stored[name].shape) != leaf_shape.shape:
             raise ModelError(
                 f"{path} doesn't fit its config.json: {name} is {list(stored[name].shape)}, "
                 f"expected {list(leaf_shape.shape)}; convert the model again."
             )
 
+    def place(name: str) -> jax.sharding.Sharding:
+        given = sharding(name, ours[name]) if sharding else None
+        return given or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    if rounds:
+        arrays = quantised(ours, load_arrays(folder, part, wanted))
+        return nnx.merge(graph, nest({
+            name: jax.device_put(array.astype(ours[name].dtype), place(name))
+            for name, array in arrays
+        }))  # fmt: skip
+
     def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = "/".join(str(entry.key) for entry in path)
-        place = sharding(name, shape) if sharding else None
-        place = place or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place(name))
 
     wanted = jax.tree_util.tree_map_with_path(leaf, nnx.to_pure_dict(state))
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tt_jax.errors import ModelError
-from tt_jax.models.configs import ModelConfig, RolloutConfig
+from tt_jax.models.configs import ModelConfig, RolloutConfig, with_bits
 from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.text import TextConfig, TextEncoder
 from tt_jax.models.tiny_vae import TinyVAE, TinyVAEConfig
@@ -88,6 +88,9 @@ def write_stored(folder: Path, stored: Stored) -> None:
         stored: What to write.
     """
     parts = {name: dataclasses.asdict(c) for name, c in stored.parts.items()}
+    for values in parts.values():
+        if values.get("quantize", "") is None:  # likewise what earlier versions didn't know
+            del values["quantize"]
     entries = dataclasses.asdict(stored.rollout).items()
     # What most models don't have isn't written: folders stay as earlier versions read them.
     rollout = {name: x for name, x in entries if name not in RARE or x != getattr(COMMON, name)}
@@ -239,7 +242,10 @@ def write_config(folder: Path, config: ModelConfig, kind: str, shared: str | Non
 
 
 def read_config(
-    folder: Path, needed: Collection[str] = tuple(PARTS), vae: str = "full"
+    folder: Path,
+    needed: Collection[str] = tuple(PARTS),
+    vae: str = "full",
+    quantize: str | None = None,
 ) -> tuple[ModelConfig, str]:
     """The sizes of the model in `folder`, and its kind.
 
@@ -247,6 +253,8 @@ def read_config(
         folder: The model's folder.
         needed: The parts that it must hold, the transformer at least.
         vae: "full", or "tiny": the VAE is the tiny autoencoder then, which the folder must hold.
+        quantize: "int8": weights of transformer and text encoder are rounded when they are loaded,
+            if they aren't already; None for as they are stored.
 
     Returns:
         The sizes, those of parts that aren't there as published for such a transformer, and the
@@ -270,7 +278,11 @@ def read_config(
     tiny = parts.pop("tiny_vae", None)
     if vae == "tiny":
         parts["vae"] = tiny
-    return ModelConfig(**parts, size=stored.size, rollout=stored.rollout), stored.kind
+    config = ModelConfig(**parts, size=stored.size, rollout=stored.rollout)
+    try:
+        return with_bits(config, quantize), stored.kind
+    except ValueError as error:
+        raise ModelError(f"{folder} can't be quantised: {error}") from None
 
 
 def _published(dit: DiTConfig) -> dict[str, Any]:

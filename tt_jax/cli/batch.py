@@ -154,7 +154,10 @@ class Batch:
         if left:
             args, dtype = self.settings.args, self.settings.dtype
             words = sorted({change.prompt for item, _ in left for change in item.script})
-            rows = encode_rows(args.model, words, dtype, self.settings.mesh)
+            rows = encode_rows(
+                args.model, words, dtype, self.settings.mesh, quantize=args.quantize,
+                device=args.text_device,
+            )  # fmt: skip
             self.texts = dict(zip(words, rows, strict=True))
             self.pipe = self.settings.load()
 

@@ -50,6 +50,7 @@ VAES = ("full", "tiny")
 STRATEGIES = ("self-forcing", "rolling-forcing")
 DTYPES = ("float32", "bfloat16")
 AXES = ("data", "sequence", "tensor")
+BITS = ("int8",)
 MODELS = ("wan2.1-1.3b", "wan2.1-14b", "shapes")
 FETCHED = (
     "self-forcing",
@@ -155,6 +156,10 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> An
         "--shift", type=shift,
         help="what warps the steps into noise levels, or 'none' (default: the model's own)",
     )  # fmt: skip
+    parser.add_argument(
+        "--text-device", choices=("cpu",),
+        help="keep the text encoder in main memory (default: where the rest is)",
+    )  # fmt: skip
     add_loading(parser)
     parser.add_argument(
         "--dtype", choices=DTYPES,
@@ -201,6 +206,10 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae", choices=VAES, default="full",
         help="what decodes: the model's VAE, or a tiny one, much faster and less exact",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quantize", choices=BITS,
+        help="round the weights of text encoder and transformer, to take half the memory",
     )  # fmt: skip
     parser.add_argument(
         "--allow-bidirectional", action="store_true",

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tt_jax.cli.options import CACHES, MODELS, PRESETS, VAES, positive, size
+from tt_jax.cli.options import BITS, CACHES, MODELS, PRESETS, VAES, positive, size
 from tt_jax.planning.machines import MACHINES, machine
 
 
@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
         help=f"what is kept of the past, instead of a window: {', '.join(CACHES)}",
     )
     parser.add_argument("--vae", choices=VAES, default="full", help="what decodes")
+    parser.add_argument("--quantize", choices=BITS, help="what weights are rounded to")
     parser.add_argument("--preset", help=f"a row of the paper's tables: {', '.join(PRESETS)}")
     parser.set_defaults(check=check, computes=False)  # nothing runs
 
@@ -40,15 +41,16 @@ def check(args: argparse.Namespace) -> Callable[[], int]:
     from tt_jax import cache
     from tt_jax.checkpoint import find, read_config
     from tt_jax.frames import check_size, frame_count
-    from tt_jax.models.configs import CONFIGS, with_tiny_vae
+    from tt_jax.models.configs import CONFIGS, with_bits, with_tiny_vae
     from tt_jax.planning import compiler, fit
     from tt_jax.strategies.presets import preset
 
     known = CONFIGS.get(args.model)
     if known is None:
-        config = read_config(find(args.model), vae=args.vae)[0]
+        config = read_config(find(args.model), vae=args.vae, quantize=args.quantize)[0]
     else:
         config = with_tiny_vae(known) if args.vae == "tiny" else known
+        config = with_bits(config, args.quantize)
     size = args.size or config.size
     check_size(config, size)
     name = args.preset or f"{config.rollout.strategy}+tokentrim-no-flowmo"

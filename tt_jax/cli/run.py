@@ -147,7 +147,7 @@ class Settings:
         """The model, without its text encoder."""
         return pipeline.load(
             self.args.model, self.dtype, allow_bidirectional=self.args.allow_bidirectional,
-            mesh=self.mesh, text=False, vae=self.args.vae,
+            mesh=self.mesh, text=False, vae=self.args.vae, quantize=self.args.quantize,
         )  # fmt: skip
 
     def record(self, script: Changes, seconds: float, seed: int) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def settle(
     shortest, longest: frames of a video. Raises ValueError or OSError.
     """
     devices.join(args)
-    config, kind = read_config(find(args.model), vae=args.vae)
+    config, kind = read_config(find(args.model), vae=args.vae, quantize=args.quantize)
     runs = configurations(args, presets, caches, config.rollout)
     size = args.size or config.size
     pipeline.check_size(config, size)
@@ -210,6 +210,10 @@ def settle(
         )
         for strategy in strategies
     ]
+    if args.text_device == "cpu":
+        needs = [
+            dataclasses.replace(need, text=0, host=max(need.host, need.text)) for need in needs
+        ]
     most = max(needs, key=lambda memory: memory.device)
     memory.check(most if mesh is None else memory.parted(most, tuple(mesh.shape.values())))
     return Settings(args, config, kind, runs, size, dtype, initial, mesh)
@@ -244,7 +248,10 @@ def request(
 
     started = time.perf_counter()
     with devices.on(settings.mesh):
-        texts = encode_prompts(args.model, prompts, settings.dtype, settings.mesh)
+        texts = encode_prompts(
+            args.model, prompts, settings.dtype, settings.mesh, quantize=args.quantize,
+            device=args.text_device,
+        )  # fmt: skip
         encoded = [
             change._replace(
                 prompt=jnp.repeat(text[None], args.batch, 0), words=(words,) * args.batch

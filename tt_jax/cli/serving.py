@@ -33,7 +33,7 @@ TOKEN = re.compile(r"[\w.~-]{8,}", re.ASCII)  # as it stands in an address and i
 def request(args: argparse.Namespace) -> Callable[[], None]:
     """Checks a request to serve; the work does it. Raises ValueError or OSError."""
     token = token_of(args.host, args.token)
-    config, kind = read_config(find(args.model), vae=args.vae)
+    config, kind = read_config(find(args.model), vae=args.vae, quantize=args.quantize)
     strategies = strategies_of(args.cache, config)
     size = args.size or config.size
     pipeline.check_size(config, size)
@@ -49,8 +49,9 @@ def request(args: argparse.Namespace) -> Callable[[], None]:
         with listening:
             started = time.perf_counter()
             pipe = pipeline.load(
-                args.model, dtype, allow_bidirectional=args.allow_bidirectional, vae=args.vae
-            )
+                args.model, dtype, allow_bidirectional=args.allow_bidirectional, vae=args.vae,
+                quantize=args.quantize,
+            )  # fmt: skip
             about = {"name": args.model, "kind": kind, "config": dataclasses.asdict(config)}
             engine = Engine(pipe, strategies, size, about)
             print(f"loading {args.model} and compiling its programs ...", flush=True)

@@ -75,6 +75,14 @@ def with_tiny_vae(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, vae=TinyVAEConfig())
 
 
+def with_bits(config: ModelConfig, quantize: str | None) -> ModelConfig:
+    """The same model with weights of 8 bits for "int8"; as it is for None. Raises ValueError."""
+    if quantize is None:
+        return config
+    dit, text = (dataclasses.replace(part, quantize=quantize) for part in (config.dit, config.text))
+    return dataclasses.replace(config, dit=dit, text=text)
+
+
 CONFIGS = {
     "wan2.1-1.3b": ModelConfig(DiTConfig.wan_1_3b(), VAEConfig(), TextConfig.umt5_xxl()),
     "wan2.1-14b": ModelConfig(DiTConfig.wan_14b(), VAEConfig(), TextConfig.umt5_xxl()),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from tt_jax.nn import int8
 from tt_jax.nn.attention import attention, choice
 from tt_jax.nn.dot_product import Past
 from tt_jax.nn.layers import (
@@ -129,6 +130,8 @@ class DiTConfig:
         text_dim: width of the prompts' embeddings.
         text_len: rows of a prompt's embeddings.
         freq_dim: width of the sinusoids of a noise level.
+        quantize: "int8" for linear layers of 8 bits in all blocks but the first and the last; None
+            for none.
 
     Raises:
         ValueError: sizes that no transformer has.
@@ -143,9 +146,13 @@ class DiTConfig:
     text_dim: int = 4096
     text_len: int = 512
     freq_dim: int = 256
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         sizes(self)
+        int8.check(self.quantize)
+        if self.quantize and self.layers < 3:
+            raise ValueError("a transformer of one or two blocks has none to quantise.")
         if self.dim % self.heads:
             raise ValueError(
                 f"a width of {self.dim} can't be split into {self.heads} heads of an even width."
@@ -177,10 +184,18 @@ class DiTConfig:
 class MLP(nnx.Module):
     """Two linear layers with an activation between."""
 
-    def __init__(self, sizes: tuple[int, int, int], act, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        sizes: tuple[int, int, int],
+        act: Callable[[Array], Array],
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        linear: type[Linear] | type[int8.Int8Linear] = Linear,
+    ) -> None:
         self.act = act
-        self.fc1 = Linear(sizes[0], sizes[1], dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(sizes[1], sizes[2], dtype=dtype, rngs=rngs)
+        self.fc1 = linear(sizes[0], sizes[1], dtype=dtype, rngs=rngs)
+        self.fc2 = linear(sizes[1], sizes[2], dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*s i"]) -> Float[Array, "*s o"]:
         return self.fc2(self.act(self.fc1(x)))
@@ -189,11 +204,18 @@ class MLP(nnx.Module):
 class Projections(nnx.Module):
     """The projections of one attention; queries and keys are normed over their whole width."""
 
-    def __init__(self, config: DiTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: DiTConfig,
+        linear: type[Linear] | type[int8.Int8Linear],
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         dim = config.dim
         self.heads = config.heads
         self.q, self.k, self.v, self.o = (
-            Linear(dim, dim, dtype=dtype, rngs=rngs) for _ in range(4)
+            linear(dim, dim, dtype=dtype, rngs=rngs) for _ in range(4)
         )
         self.norm_q, self.norm_k = (RMSNorm(dim, dtype=dtype) for _ in range(2))
 
@@ -218,15 +240,22 @@ class Projections(nnx.Module):
 class Block(nnx.Module):
     """Modulated self-attention, cross-attention to the text, modulated feed-forward."""
 
-    def __init__(self, config: DiTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: DiTConfig,
+        linear: type[Linear] | type[int8.Int8Linear] = Linear,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         dim = config.dim
         scale = dim**-0.5
         modulation = scale * jax.random.normal(rngs.params(), (6, dim))
         self.modulation = nnx.Param(modulation.astype(dtype))
-        self.self_attn = Projections(config, dtype=dtype, rngs=rngs)
-        self.cross_attn = Projections(config, dtype=dtype, rngs=rngs)
+        self.self_attn = Projections(config, linear, dtype=dtype, rngs=rngs)
+        self.cross_attn = Projections(config, linear, dtype=dtype, rngs=rngs)
         self.norm_cross = LayerNorm(dim, dtype=dtype)
-        self.ffn = MLP((dim, config.ffn_dim, dim), gelu, dtype=dtype, rngs=rngs)
+        self.ffn = MLP((dim, config.ffn_dim, dim), gelu, dtype=dtype, rngs=rngs, linear=linear)
 
     def __call__(
         self,
@@ -260,7 +289,10 @@ class Block(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """The transformer. Its blocks are stacked along a leading layer axis and run by one scan."""
+    """The transformer. Its blocks are stacked along a leading layer axis and run by one scan.
+
+    Of a quantised one the first and the last block, which aren't, are a stack of their own, `ends`.
+    """
 
     def __init__(
         self, config: DiTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -272,10 +304,18 @@ class DiT(nnx.Module):
         self.text_embedding = MLP((config.text_dim, dim, dim), gelu, dtype=dtype, rngs=rngs)
         self.time_embedding = MLP((config.freq_dim, dim, dim), jax.nn.silu, dtype=dtype, rngs=rngs)
         self.time_projection = Linear(dim, 6 * dim, dtype=dtype, rngs=rngs)
-        make = nnx.split_rngs(splits=config.layers)(
-            nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs), in_axes=0, out_axes=0)
-        )
-        self.blocks = make(rngs)
+
+        def stack(layers: int, linear: type[Linear] | type[int8.Int8Linear]) -> Block:
+            make = nnx.split_rngs(splits=layers)(
+                nnx.vmap(lambda rngs: Block(config, linear, dtype=dtype, rngs=rngs))
+            )
+            return make(rngs)
+
+        if config.quantize is None:
+            self.blocks = stack(config.layers, Linear)
+        else:
+            self.blocks = stack(config.layers - 2, int8.Int8Linear)
+            self.ends = stack(2, Linear)
         modulation = dim**-0.5 * jax.random.normal(rngs.params(), (2, dim))
         self.head_modulation = nnx.Param(modulation.astype(dtype))
         self.head = Linear(dim, values, dtype=dtype, rngs=rngs)
@@ -290,7 +330,38 @@ class DiT(nnx.Module):
             Both `[L, B, text_len, N, H]`.
         """
         rows = self.text_embedding(text)
-        return KV(*jax.lax.map(lambda block: block.cross_attn.key_value(rows), self.blocks))
+        layer = lambda none, block, _: (none, block.cross_attn.key_value(rows))  # noqa: E731
+        return KV(*self._through(layer, None, None)[1])
+
+    def _through(
+        self, layer: Callable[[Any, Block, Any], tuple[Any, Any]], carry: Any, inputs: Any
+    ) -> tuple[Any, Any]:
+        """A scan of `layer(carry, block, input)` over all blocks.
+
+        carry: of the first block. inputs: a pytree whose arrays have a leading axis of layers, or
+        None. Returns the last carry, and what each layer returns beside it.
+        """
+        if self.config.quantize is None:
+            return jax.lax.scan(lambda x, rows: layer(x, *rows), carry, (self.blocks, inputs))
+
+        # In one scan all the same: slices of a stacked input, or parts of a stacked output to be
+        # joined, would be copies of a K/V buffer.
+        def either(x: Any, rows: Any) -> tuple[Any, Any]:
+            number, row = rows
+            first, last = number == 0, number == self.config.layers - 1
+
+            def of(stack: Block, place: Int[Array, ""]) -> Callable[[Any], tuple[Any, Any]]:
+                def run(x: Any) -> tuple[Any, Any]:
+                    take = lambda part: jax.lax.dynamic_index_in_dim(part, place, 0, False)  # noqa: E731
+                    return layer(x, jax.tree.map(take, stack), row)
+
+                return run
+
+            end = of(self.ends, last.astype(jnp.int32))
+            return jax.lax.cond(first | last, end, of(self.blocks, number - 1), x)
+
+        numbers = jnp.arange(self.config.layers, dtype=jnp.int32)
+        return jax.lax.scan(either, carry, (numbers, inputs))
 
     def embed_time(
         self, sinusoid: Float[Array, "#b f e"]
@@ -374,13 +445,13 @@ class DiT(nnx.Module):
             read = reader(rope, mask, past, rotated, whole=whole)
             context = jnp.arange(config.layers, dtype=jnp.int32) if here else context
 
-        def layer(x, inputs):
-            block, text, context = inputs
+        def layer(x: Array, block: Block, inputs: Any) -> tuple[Array, Any]:
+            text, context = inputs
             return block(x, e0, text, context, read)
 
         if remat:
             layer = jax.checkpoint(layer)
-        x, own = jax.lax.scan(layer, x, (self.blocks, tuple(text), context))
+        x, own = self._through(layer, x, (tuple(text), context))
 
         m = e[:, :, None] + to_rank(wide(self.head_modulation[...]), 4)
         shift, scale = m[:, :, 0, None], m[:, :, 1, None]

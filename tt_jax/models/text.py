@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from tt_jax.nn import int8
 from tt_jax.nn.layers import Linear, RMSNorm, gelu, wide, wide_dtype
 from tt_jax.settings import sizes
 
@@ -28,6 +29,7 @@ class TextConfig:
         buckets: of relative positions, half of them for either direction.
         max_distance: tokens from which on all positions share a bucket.
         text_len: rows to which every prompt is padded or cut.
+        quantize: "int8" for linear layers and an embedding of 8 bits; None for none.
 
     Raises:
         ValueError: sizes that no encoder has.
@@ -42,9 +44,11 @@ class TextConfig:
     buckets: int = 32
     max_distance: int = 128
     text_len: int = 512
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         sizes(self)
+        int8.check(self.quantize)
         if self.attention_dim % self.heads:
             raise ValueError(
                 f"a width of {self.attention_dim} can't be split into {self.heads} heads."
@@ -97,8 +101,10 @@ class TextBlock(nnx.Module):
         c = config
         self.heads = c.heads
 
-        def linear(in_dim: int, out_dim: int) -> Linear:
-            return Linear(in_dim, out_dim, bias=False, dtype=dtype, rngs=rngs)
+        kind = Linear if c.quantize is None else int8.Int8Linear
+
+        def linear(in_dim: int, out_dim: int) -> Linear | int8.Int8Linear:
+            return kind(in_dim, out_dim, bias=False, dtype=dtype, rngs=rngs)
 
         self.norm1 = RMSNorm(c.dim, dtype=dtype)
         self.q = linear(c.dim, c.attention_dim)
@@ -106,7 +112,8 @@ class TextBlock(nnx.Module):
         self.v = linear(c.dim, c.attention_dim)
         self.o = linear(c.attention_dim, c.dim)
         # T5 doesn't divide its logits by sqrt(K); the initial query kernel does it instead.
-        self.q.kernel[...] *= (c.attention_dim // c.heads) ** -0.5
+        first = self.q.kernel if isinstance(self.q, Linear) else self.q.scale
+        first[...] *= (c.attention_dim // c.heads) ** -0.5
         bias = (2 * c.dim) ** -0.5 * jax.random.normal(rngs.params(), (c.buckets, c.heads))
         self.position = nnx.Param(bias.astype(dtype))
         self.norm2 = RMSNorm(c.dim, dtype=dtype)
@@ -166,6 +173,9 @@ class TextEncoder(nnx.Module):
         self.config = config
         embedding = jax.random.normal(rngs.params(), (config.vocab, config.dim))
         self.embedding = nnx.Param(embedding.astype(dtype))
+        if config.quantize is not None:
+            self.embedding = nnx.Param(jnp.zeros((config.vocab, config.dim), jnp.int8))
+            self.embedding_scale = nnx.Param(jnp.ones((config.vocab, 1), jnp.float32))
 
         @nnx.split_rngs(splits=config.layers)
         @nnx.vmap
@@ -194,5 +204,9 @@ class TextEncoder(nnx.Module):
             with jax.named_scope("text_block"):
                 return block(x, mask, buckets), None
 
-        x, _ = jax.lax.scan(layer, self.embedding[...][ids], self.blocks)
+        x = self.embedding[...][ids]
+        if c.quantize is not None:
+            scale = self.embedding_scale[...][ids]
+            x = (x.astype(scale.dtype) * scale).astype(self.norm.scale.dtype)
+        x, _ = jax.lax.scan(layer, x, self.blocks)
         return jnp.where(mask[..., None], self.norm(x), 0)

@@ -84,7 +84,7 @@ def choice(
     Returns:
         The name of the implementation, and the reason in words.
     """
-    platform, kind, capability = _device(q)
+    platform, kind, capability = device_of(q)
     width, dtype = q.shape[-1], jnp.dtype(q.dtype)
     if platform not in ("tpu", "gpu", "cuda"):
         return Choice("xla", f"a {platform} has no kernel of its own")
@@ -103,7 +103,7 @@ def choice(
     return Choice("cudnn", f"{kind}, {dtype}, head width {width}")
 
 
-def _device(x: Any) -> tuple[str, str, float]:
+def device_of(x: Any) -> tuple[str, str, float]:
     """Platform and kind of the device that has `x`, or that a program is traced for; CUDA's
     compute capability."""
     mesh = jax.sharding.get_abstract_mesh()

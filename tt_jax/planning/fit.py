@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh
 
 from tt_jax._rollout import Strategy
-from tt_jax.checkpoint import abstract, shapes, vae_part
+from tt_jax.checkpoint import abstract, flatten, vae_part
 from tt_jax.models.configs import ModelConfig
 from tt_jax.models.dit import KV
 from tt_jax.nn.attention import choice
@@ -90,9 +90,10 @@ def estimate(asked: Request) -> Memory:
     def weights(part: str) -> int:
         total = 0
         held = vae_part(config) if part == "vae" else part
-        for path, leaf in shapes(held, getattr(config, part)).items():
+        arrays = nnx.to_pure_dict(nnx.state(abstract(held, getattr(config, part), DTYPE)))
+        for path, leaf in flatten(arrays):
             shards = math.prod(mesh.shape[axis] for axis in spec(path, leaf.shape, mesh) if axis)
-            total += leaf.size * np.dtype(DTYPE).itemsize // shards
+            total += leaf.size * leaf.dtype.itemsize // shards
         return total
 
     whole = memory.estimate(
@@ -269,7 +270,10 @@ def table(asked: Request, need: Memory, spent: float | None) -> Iterator[str]:
             f"compiled by the TPU's compiler ({compiler.version()}) in {spent:.0f} s, VAE and text "
             "encoder by shapes"
         )
-    yield f"{machine.chips} x {machine.chip}, bfloat16: {source}"
+    bits = "bfloat16"
+    if asked.config.dit.quantize is not None:
+        bits = f"{asked.config.dit.quantize} weights, else bfloat16"
+    yield f"{machine.chips} x {machine.chip}, {bits}: {source}"
     if machine.chips > 1:
         yield f"mesh: {data} over prompts, {sequence} over tokens, {tensor} over heads"
     yield "GB on each chip"

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import DTypeLike
 
 from tt_jax._rollout import Strategy
-from tt_jax.checkpoint import PARTS, abstract, shapes, vae_part
+from tt_jax.checkpoint import PARTS, abstract, vae_part
 from tt_jax.models.configs import ModelConfig
 from tt_jax.models.tiny_vae import TinyVAEConfig
 from tt_jax.nn.dot_product import LOGIT_BYTES
@@ -107,7 +108,7 @@ def estimate(
     tokens = latent // dit.patch**2
     own, past = strategy.pass_frames * tokens, strategy.slots * tokens
     weights = {
-        part: kind * sum(leaf.size for leaf in shapes(held, getattr(config, part)).values())
+        part: nbytes(nnx.state(abstract(held, getattr(config, part), dtype)))
         for part, held in {**{name: name for name in PARTS}, "vae": vae_part(config)}.items()
     }
     transformer = abstract("dit", dit, dtype)
