@@ -40,6 +40,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """Starts `tt-jax generate` in a process of its own; returns when its imports are done."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling is most of a run
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
     process = subprocess.Popen(
@@ -134,3 +135,4 @@ if __name__ == "__main__":
             print(number, end, flush=True)
             ends[end] += 1
     print(*(f"{count:5}  {end}" for end, count in sorted(ends.items())), sep="\n")
+    print(f"{ends.total()} of {args.count}")
