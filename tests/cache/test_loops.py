@@ -349,7 +349,7 @@ class PlainFade(Loop):
         (MemRope(summary="none"), PlainWindow),
         (MemRope(summary="adaptive"), PlainMemory),
         (DeepForcing(frames=12, sink=3, budget=8, recent=4), PlainDeep),
-        (DeepForcing(frames=12, sink=3, budget=8, recent=4, reuse=2), PlainDeep),
+        (DeepForcing(frames=12, sink=3, budget=8, recent=4, reuse=1), PlainDeep),
         (TetherCache(), PlainTether),
         (TetherCache(frames=12, sink=1), PlainTether),
         (FadeMem(), PlainFade),
@@ -362,8 +362,8 @@ def test_plain_loop(policy, loop):
     compare(policy, loops, 12)
     if isinstance(policy, TetherCache):
         assert any(one.admitted for one in loops)
-    if isinstance(policy, DeepForcing) and policy.reuse == 2:
-        assert max(t[4] for t in loops[0].tokens) == 2
+    if isinstance(policy, DeepForcing) and policy.reuse == 1:
+        assert max(t[4] for t in loops[0].tokens) == 1
 
 
 def test_relax_forcing_with_an_archive_that_overflows():

@@ -31,7 +31,18 @@ TOKEN = re.compile(r"[\w.~-]{8,}", re.ASCII)  # as it stands in an address and i
 
 
 def request(args: argparse.Namespace) -> Callable[[], None]:
-    """Checks a request to serve; the work does it. Raises ValueError or OSError."""
+    """Checks a request to serve.
+
+    Args:
+        args: the command's.
+
+    Returns:
+        The work: loads, compiles and serves.
+
+    Raises:
+        ValueError: the request can't be.
+        OSError: the model's folder can't be read.
+    """
     token = token_of(args.host, args.token)
     config, kind = read_config(find(args.model), vae=args.vae, quantize=args.quantize)
     strategies = strategies_of(args.cache, config)
@@ -66,7 +77,15 @@ def request(args: argparse.Namespace) -> Callable[[], None]:
 def token_of(host: str, given: str | None) -> str | None:
     """What visitors must know: what was given, else something new unless only this machine can ask.
 
-    Raises ValueError for a token that is too short to be one or can't be in an address.
+    Args:
+        host: that is listened on.
+        given: by the option.
+
+    Returns:
+        The token; None where none is needed.
+
+    Raises:
+        ValueError: the token is too short to be one, or can't be in an address.
     """
     if given is not None and not TOKEN.fullmatch(given):
         raise ValueError("a token is at least 8 letters, digits or any of ._~-")
@@ -74,7 +93,18 @@ def token_of(host: str, given: str | None) -> str | None:
 
 
 def strategies_of(caches: list[str] | None, config: ModelConfig) -> dict[str, SelfForcing]:
-    """The strategy with each cache policy that the page offers, by its name. Raises ValueError."""
+    """The strategies that the page offers.
+
+    Args:
+        caches: names of cache policies; None for the model's own.
+        config: of the model.
+
+    Returns:
+        The strategy with each of them, by its name.
+
+    Raises:
+        ValueError: there is no such policy, or the model is Rolling Forcing's.
+    """
     if config.rollout.strategy == "rolling-forcing":
         raise ValueError(
             "the page steers a video from chunk to chunk, and this model makes several at once "
@@ -91,7 +121,18 @@ def strategies_of(caches: list[str] | None, config: ModelConfig) -> dict[str, Se
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Takes the port before anything is loaded. Raises ValueError if it can't be had."""
+    """Takes the port before anything is loaded.
+
+    Args:
+        host: a name or an address of this machine.
+        port: 0 for any that is free.
+
+    Returns:
+        The socket, which listens.
+
+    Raises:
+        ValueError: it can't be had.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
@@ -100,7 +141,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(listening: socket.socket, token: str | None) -> str:
-    """What to open in a browser."""
+    """What to open in a browser.
+
+    Args:
+        listening: the server's socket.
+        token: that visitors must know.
+
+    Returns:
+        The address, the token in it.
+    """
     host, port = listening.getsockname()[:2]
     with suppress(ValueError):
         if ipaddress.ip_address(host).is_unspecified:
@@ -110,14 +159,26 @@ def address(listening: socket.socket, token: str | None) -> str:
 
 
 def serve(app: ASGIApp, listening: socket.socket) -> None:
-    """Answers until Ctrl-C or SIGTERM."""
+    """Answers until Ctrl-C or SIGTERM.
+
+    Args:
+        app: the application.
+        listening: its socket.
+    """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     with suppress(KeyboardInterrupt):
         uvicorn.Server(configuration(app)).run(sockets=[listening])
 
 
 def configuration(app: ASGIApp) -> uvicorn.Config:
-    """How the server runs an application: messages are bounded, and dead connections found."""
+    """How the server runs an application: messages are bounded, and dead connections found.
+
+    Args:
+        app: the application.
+
+    Returns:
+        The server's settings.
+    """
     return uvicorn.Config(
         app, ws="websockets-sansio", ws_max_size=LARGEST_PICTURE + 1, ws_max_queue=4,
         ws_per_message_deflate=False, ws_ping_interval=10, ws_ping_timeout=10, log_level="warning",

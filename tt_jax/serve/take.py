@@ -31,11 +31,18 @@ class Engine(Protocol):
 
     @property
     def offer(self) -> dict[str, Any]:
-        """What the page is told."""
+        """What the page is told, as JSON has it."""
         ...
 
     def record(self, start: Start) -> dict[str, Any]:
-        """What is known of a video from its beginning."""
+        """What is known of a video from its beginning.
+
+        Args:
+            start: how it begins.
+
+        Returns:
+            Settings, model, versions and device, as JSON has them.
+        """
         ...
 
     def memory(self) -> int | None:
@@ -52,7 +59,19 @@ class Engine(Protocol):
         seed: int | None,
         picture: Any,
     ) -> Any:
-        """Makes a video's next chunk, an `engine.Made`."""
+        """Makes a video's next chunk.
+
+        Args:
+            start: how the video began.
+            steer: what holds from here on.
+            state: to continue from; None for the first chunk.
+            changed: whether the prompt is new.
+            seed: of a branch that begins here; None else.
+            picture: what the first chunk starts from; None for nothing.
+
+        Returns:
+            The chunk, an `engine.Made`.
+        """
         ...
 
 
@@ -92,7 +111,15 @@ class Take:
     name: str = dataclasses.field(default_factory=new_name)
 
     def branch(self, folder: Path, seed: int) -> "Take":
-        """A video that has this one's frames so far and goes on with other noise."""
+        """A video that has this one's frames so far and goes on with other noise.
+
+        Args:
+            folder: of recordings.
+            seed: of that noise.
+
+        Returns:
+            The other video.
+        """
         at = {"chunk": len(self.rows) + 1, "start": self.recording.frames / FPS, "seed": seed}
         name = new_name()
         return dataclasses.replace(
@@ -107,7 +134,14 @@ class Take:
         )
 
     def record(self, engine: Engine) -> dict[str, Any]:
-        """Everything that is needed to make it again, and what was measured."""
+        """Everything that is needed to make it again, and what was measured.
+
+        Args:
+            engine: that made it.
+
+        Returns:
+            The record, as JSON has it.
+        """
         rows = [*self.rows]
         frames = round(rows[-1]["end"] * FPS) if rows else 0
         return {
@@ -177,6 +211,12 @@ def jpeg(frame: UInt8[np.ndarray, "h w 3"]) -> bytes:
     waits in a decoder, frame numbers are exact, and every browser can do it. At 832x480 they are
     two to five times as many bytes (0.2 to 2 MB/s) at a sixth of the work of an encoder that holds
     nothing back; at 64x64 as many: `benchmarks/live_transport.py`.
+
+    Args:
+        frame: RGB.
+
+    Returns:
+        The file's bytes.
     """
     file = io.BytesIO()
     small = min(frame.shape[:2]) < SMALLEST

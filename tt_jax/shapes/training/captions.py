@@ -30,16 +30,27 @@ class Phrases(NamedTuple):
 
 
 class Grammar(NamedTuple):
-    """The pieces of every phrase of `language.phrases`, and of the words between them."""
+    """The pieces of every phrase of `language.phrases`, and of the words between them.
 
-    size: Phrases  # [size, phrasing]
+    Attributes:
+        size: `[size, phrasing]`.
+        colour: `[colour, phrasing]`.
+        shape: `[shape, phrasing]`.
+        place: `[place, phrasing]`; the first place is "not named", without a word.
+        move: `[direction, speed, phrasing]`; the first direction is at rest.
+        ground: `[background, phrasing]`.
+        camera: `[pan, phrasing]`.
+        words: "a", "and", "both", ",".
+    """
+
+    size: Phrases
     colour: Phrases
     shape: Phrases
-    place: Phrases  # [place, phrasing]; the first place is "not named", without a word
-    move: Phrases  # [direction, speed, phrasing]; the first direction is at rest
-    ground: Phrases  # [background, phrasing]
-    camera: Phrases  # [pan, phrasing]
-    words: Phrases  # "a", "and", "both", ","
+    place: Phrases
+    move: Phrases
+    ground: Phrases
+    camera: Phrases
+    words: Phrases
 
 
 def read_grammar(tokenizer: Tokenizer) -> Grammar:

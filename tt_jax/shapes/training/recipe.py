@@ -35,6 +35,29 @@ class Recipe:
 
     Latents are float16. Levels are those that the model is rolled out at, of Self Forcing and of
     Rolling Forcing; the first, pure noise, is where captions decide, so it is drawn most often.
+
+    Attributes:
+        vae: the VAE by itself.
+        reading: the text encoder by itself.
+        pictures: single latent frames.
+        clips: chunks after clean ones.
+        rollouts: chunks after the model's own.
+        seed: of all noise.
+        start: a model, by name or folder, that is gone on with.
+        crop: pixels along a side of what the VAE is shown at once.
+        vae_frames: frames of that.
+        kl: weight of the VAE's KL divergence.
+        openings: first chunks held at a time, for pictures and openings.
+        clip_pool: clips held at a time.
+        clip_chunks: chunks of a clip.
+        encode: clips that are rendered and encoded at once.
+        openings_share: first chunks in a step for each clip.
+        pairs: share of scenes with two objects, from which most is to be learned.
+        hard: share of samples that are drawn by how hard their scenes are.
+        own: share of samples that are followed along the model's own denoising.
+        wobble: greatest deviation of the noise that is added to clean context.
+        levels: of noise.
+        odds: of each level.
     """
 
     vae: Stage = Stage(0.12, 8, 4e-3, 0.98, 50)
@@ -43,19 +66,19 @@ class Recipe:
     clips: Stage = Stage(0.37, 16, 1.5e-3, 0.99, 25, 8)
     rollouts: Stage = Stage(0.15, 16, 3e-4, 0.99, 25, 2)
     seed: int = 0
-    start: str = ""  # a model, by name or folder, that is gone on with
-    crop: int = 32  # pixels along a side of what the VAE is shown at once
+    start: str = ""
+    crop: int = 32
     vae_frames: int = 33
     kl: float = 5e-4
-    openings: int = 16384  # first chunks held at a time, for pictures and openings
-    clip_pool: int = 1024  # clips held at a time
+    openings: int = 16384
+    clip_pool: int = 1024
     clip_chunks: int = 6
-    encode: int = 32  # clips that are rendered and encoded at once
-    openings_share: int = 6  # first chunks in a step for each clip
-    pairs: float = 0.6  # share of scenes with two objects, from which most is to be learned
-    hard: float = 0.7  # share of samples that are drawn by how hard their scenes are
-    own: float = 0.4  # share of samples that are followed along the model's own denoising
-    wobble: float = 0.2  # greatest deviation of the noise that is added to clean context
+    encode: int = 32
+    openings_share: int = 6
+    pairs: float = 0.6
+    hard: float = 0.7
+    own: float = 0.4
+    wobble: float = 0.2
     levels: tuple[float, ...] = (1.0, 0.8, 0.75, 0.6, 0.5, 0.4, 0.25, 0.2)
     odds: tuple[float, ...] = (0.36, 0.06, 0.2, 0.06, 0.14, 0.05, 0.09, 0.04)
 

@@ -36,9 +36,19 @@ _PANS = np.array([0.0, -world.PAN_SPEED, world.PAN_SPEED], np.float32)  # fixed,
 
 
 class Scenes(NamedTuple):
-    """Many scenes; numbers are places in the world's tables, in their order.
+    """Many scenes, of two objects each; numbers are places in the world's tables, in their order.
 
-    `direction`, `place` and `pan` count from 1; 0 is at rest, not named, and fixed.
+    Attributes:
+        there: which of the objects there are.
+        shape: of each.
+        colour: of each.
+        size: of each.
+        direction: from 1; 0 is at rest.
+        speed: of each.
+        place: from 1; 0 isn't named.
+        at: centres (x, y) at frame 0, in pixels.
+        background: of each scene.
+        pan: from 1; 0 is a fixed camera.
     """
 
     there: Bool[Array, "b o"]
@@ -48,7 +58,7 @@ class Scenes(NamedTuple):
     direction: Int[Array, "b o"]
     speed: Int[Array, "b o"]
     place: Int[Array, "b o"]
-    at: Float[Array, "b o 2"]  # centres (x, y) at frame 0, pixels
+    at: Float[Array, "b o 2"]
     background: Int[Array, " b"]
     pan: Int[Array, " b"]
 

@@ -5,6 +5,7 @@ Axes: B sample, F latent frame, N chunk of a clip.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -141,26 +142,27 @@ def encode_pool(
         The clips, their own latents as the past.
     """
     graph, state = nnx.split(vae)
-    frames = 3 * chunks
-    stride = vae.config.temporal_stride
-    skipped = SKIPPED if late else 0
-    length = stride * (frames + skipped - 1) + 1
-
-    @jax.jit
-    def group(state: Any, key: Array) -> tuple[Scenes, Array]:
-        draw, when = jax.random.split(key)
-        scenes = sample(draw, recipe.encode, recipe.pairs)
-        start = jax.random.randint(when, (recipe.encode,), 0, LATE)
-        begins = jnp.arange(recipe.encode) % 2 == 0 if late else jnp.ones(recipe.encode, bool)
-        video = render(scenes, length, jnp.where(begins, 0, start))
-        latents = nnx.merge(graph, state).encode(video.astype(jnp.float32) / 127.5 - 1)
-        pick = jnp.where(begins, 0, skipped)[:, None] + jnp.arange(frames)[None]
-        latents = jnp.take_along_axis(latents, pick[..., None, None, None], axis=1)
-        return scenes, latents.astype(jnp.float16)
-
-    parts = [group(state, key) for key in jax.random.split(key, -(-count // recipe.encode))]
+    keys = jax.random.split(key, -(-count // recipe.encode))
+    parts = [_encode_group(graph, recipe, chunks, late, state, key) for key in keys]
     scenes, latents = jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)
     return Pool(scenes, latents, latents)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _encode_group(
+    graph: nnx.GraphDef, recipe: Recipe, chunks: int, late: bool, state: Any, key: Key[Array, ""]
+) -> tuple[Scenes, Float[Array, "n f h w c"]]:
+    vae, frames, skipped = nnx.merge(graph, state), 3 * chunks, SKIPPED if late else 0
+    draw, when = jax.random.split(key)
+    scenes = sample(draw, recipe.encode, recipe.pairs)
+    start = jax.random.randint(when, (recipe.encode,), 0, LATE)
+    begins = jnp.arange(recipe.encode) % 2 == 0 if late else jnp.ones(recipe.encode, bool)
+    length = vae.config.temporal_stride * (frames + skipped - 1) + 1
+    video = render(scenes, length, jnp.where(begins, 0, start))
+    latents = vae.encode(video.astype(jnp.float32) / 127.5 - 1)
+    pick = jnp.where(begins, 0, skipped)[:, None] + jnp.arange(frames)[None]
+    latents = jnp.take_along_axis(latents, pick[..., None, None, None], axis=1)
+    return scenes, latents.astype(jnp.float16)
 
 
 # --- text encoder and transformer ---------------------------------------------------------------
@@ -249,6 +251,18 @@ def flow(maker, params, scenes, past, latents, keys, chunk=3) -> tuple[Array, di
 
     Most samples are the truth with noise on it; a share is followed along the model's own
     denoising.
+
+    Args:
+        maker: what the stages share.
+        params: of transformer and text encoder.
+        scenes: what captions say.
+        past: clean latent frames before, `[B, F, h, w, C]`.
+        latents: the chunks, likewise.
+        keys: four.
+        chunk: latent frames of one.
+
+    Returns:
+        The error; and, to be logged, that of pure noise and that of the denoising's end.
     """
     level, add, follow, speak = keys
     recipe, rollout = maker.recipe, maker.config.rollout
