@@ -167,7 +167,7 @@ def shape(*size, dtype=jnp.bfloat16):
     ],
 )  # fmt: skip
 def test_default_by_device_dtype_and_shape(monkeypatch, device, q, mask, impl):
-    monkeypatch.setattr("tt_jax.nn.attention._device", lambda q: device)
+    monkeypatch.setattr("tt_jax.nn.attention.device_of", lambda q: device)
     got = choice(q, q, mask)
     assert got.impl == impl and got.why
 
