@@ -165,8 +165,13 @@ def shared(tree: Tree) -> Tree:
         The tree on the mesh that `jax.set_mesh` has set, if several processes share it; else as it
         is, since a program moves a process's own arrays itself.
     """
-    mesh = jax.sharding.get_mesh()
-    return tree if mesh.empty or jax.process_count() == 1 else place(tree, mesh)
+    if jax.process_count() == 1:
+        return tree
+    try:
+        mesh = jax.sharding.get_mesh()
+    except ValueError:  # inside a program of the caller's, where nothing can be moved
+        return tree
+    return tree if mesh.empty else place(tree, mesh)
 
 
 def everywhere(tree: Tree) -> Tree:
