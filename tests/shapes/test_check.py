@@ -44,6 +44,8 @@ class Perfect:
 def test_wilson_interval():
     # Textbook values.
     np.testing.assert_allclose(check.Share(0, 10).interval, (0, 27.75), atol=0.01)
+    assert all(str(check.Share(0, n)).startswith("0.0 [0.0, ") for n in range(1, 70))
+    assert all(str(check.Share(n, n)).endswith(", 100.0]") for n in range(1, 70))
     np.testing.assert_allclose(check.Share(81, 263).interval, (25.53, 36.62), atol=0.01)
     assert str(check.Share(0, 0)) == "-"
 

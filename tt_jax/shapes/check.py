@@ -61,7 +61,8 @@ class Share:
         middle = p + z * z / (2 * n)
         half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         scale = 100 / (1 + z * z / n)
-        return float(scale * (middle - half)), float(scale * (middle + half))
+        # Rounding must not lead out of [0, 100].
+        return max(0.0, float(scale * (middle - half))), min(100.0, float(scale * (middle + half)))
 
     def __str__(self) -> str:
         low, high = self.interval
