@@ -22,7 +22,7 @@ pictures: demo
 
 # A page to watch and steer an endless video of the embedded model: http://127.0.0.1:8000
 serve: .venv/.serve
-	$(BIN)/tt-jax serve
+	$(BIN)/tt-jax serve --cache infinity-rope --cache window
 
 # Trains the embedded model for so many MINUTES on whatever JAX finds, a GPU best; goes on where an
 # earlier call stopped. The models are training/model and training/young.

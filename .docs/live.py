@@ -16,7 +16,7 @@ SCENES = {10: "a small blue square moving up on a black background", 16: None}
 
 def main() -> None:
     """Starts a server, plays, and writes live.png."""
-    command = [sys.executable, "-m", "tt_jax", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "tt_jax", "serve", "--port", "0", "--cache", "infinity-rope"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
