@@ -4,13 +4,13 @@ import dataclasses
 import os
 from pathlib import Path
 
-# The same programs, compiled with less polish: most of the tests' time is compiling.
-QUICK = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
+from quick import FLAGS
 
-import jax  # noqa: E402
-import jaxtyping  # noqa: E402
-import pytest  # noqa: E402
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+
+import jax
+import jaxtyping
+import pytest
 
 
 def _jaxtyped(fn=None, **options):

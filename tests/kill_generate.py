@@ -21,6 +21,7 @@ from pathlib import Path
 
 from models import write_tiny_model
 from PIL import Image
+from quick import FLAGS
 
 from tt_jax.media.read import read_frames
 
@@ -40,7 +41,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """Starts `tt-jax generate` in a process of its own; returns when its imports are done."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling is most of a run
+        "XLA_FLAGS": FLAGS,  # compiling is most of a run
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
     process = subprocess.Popen(

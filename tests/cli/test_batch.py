@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quick import FLAGS
 
 import tt_jax
 from tt_jax import records
@@ -107,8 +108,7 @@ def test_a_mesh_of_eight_devices(tiny_model, tmp_path):
     """From the command line, in processes that have them."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(tt_jax.__file__).parents[1]), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=8",
     }  # fmt: skip
     records = {}
     for mesh in ("1", "data=2,sequence=2,tensor=2"):
