@@ -80,6 +80,9 @@ class Pipeline:
             settings: of `SelfForcing`, or of `RollingForcing` if that is the model's. A window or
                 sink takes the place of the model's cache policy, and a cache policy theirs.
 
+        Returns:
+            The strategy, `SelfForcing` or `RollingForcing`.
+
         Raises:
             ValueError: nobody says of the model what isn't given either, or the settings can't be.
         """
@@ -422,6 +425,9 @@ def load(
         vae: "full", or "tiny": the tiny autoencoder decodes, many times faster and less exactly.
         quantize: "int8": linear layers of 8 bits in the text encoder and in all blocks of the
             transformer but the first and the last. Of a folder that was saved so, they are anyway.
+
+    Returns:
+        The model and its `config`, ready to generate.
 
     Raises:
         ModelError: there is no such model, it lacks a part, or it is bidirectional.

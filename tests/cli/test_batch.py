@@ -91,6 +91,13 @@ def test_a_folder_of_videos(tiny_model, capsys, monkeypatch):
     assert "line 2 of list.csv: made/one.json is of another video" in capsys.readouterr().err
 
 
+def test_no_seconds_are_no_default(capsys):
+    Path("list.txt").write_text("a green star [2s]\n")
+    assert cli.main(["generate", "--prompts", "list.txt", "--seconds", "0"]) == 2
+    assert "seconds for at least one frame, not 0" in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["list.txt"]
+
+
 def test_names_depend_on_nothing_but_the_video(tmp_path):
     lines, objects = tmp_path / "a.txt", tmp_path / "a.jsonl"
     lines.write_text("a cat\n\na dog [2s] | a bird [1s]\na cat\n")

@@ -55,7 +55,14 @@ class Drawn:
 
 
 def empty(layers: int, batch: int, count: int, per_frame: int) -> Table:
-    """The table of memories of `count` frames that hold none."""
+    """A table of no memories.
+
+    Args:
+        layers: of the transformer.
+        batch: samples.
+        count: frames that each layer may remember.
+        per_frame: tokens of a frame.
+    """
     return {
         "time": jnp.full((layers, batch, count), -1, jnp.int32),
         "kept": jnp.zeros((layers, batch, count, per_frame), bool),

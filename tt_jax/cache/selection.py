@@ -36,7 +36,12 @@ def best_tokens(
 
 
 def mean_of(x: Float[Array, "*b t n h"], there: Bool[Array, "*b t"]) -> Float[Array, "*b n h"]:
-    """Mean over the tokens that are there; 0 if none is."""
+    """Mean over the tokens that are there, in float32; 0 if none is.
+
+    Args:
+        x: values of all tokens.
+        there: which of them count.
+    """
     weight = there[..., None, None].astype(jnp.float32)
     total = jnp.maximum(jnp.sum(weight, axis=-3), 1)
     return jnp.sum(weight * x.astype(jnp.float32), axis=-3) / total
@@ -45,14 +50,24 @@ def mean_of(x: Float[Array, "*b t n h"], there: Bool[Array, "*b t"]) -> Float[Ar
 def moments(
     x: Float[Array, "*b t n h"], there: Bool[Array, "*b t"]
 ) -> tuple[Float[Array, "*b n h"], Float[Array, "*b n h"]]:
-    """Mean and standard deviation over the tokens that are there."""
+    """Mean and standard deviation over the tokens that are there, in float32.
+
+    Args:
+        x: values of all tokens.
+        there: which of them count.
+    """
     mean = mean_of(x, there)
     apart = x.astype(jnp.float32) - mean[..., None, :, :]
     return mean, jnp.sqrt(mean_of(apart**2, there))
 
 
 def prototype(keys: Float[Array, "b t n h"], there: Bool[Array, "b t"]) -> Float[Array, "b h"]:
-    """The mean key over heads and the tokens that are there, of length 1 (Relax Forcing)."""
+    """The mean key over heads and the tokens that are there, of length 1 (Relax Forcing).
+
+    Args:
+        keys: of all tokens.
+        there: which of them count.
+    """
     mean = jnp.mean(mean_of(keys, there), axis=1)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 

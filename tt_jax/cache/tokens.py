@@ -31,7 +31,15 @@ def empty(context: Context) -> Table:
 
 
 def seen(table: Table, valid: Bool[Array, "b s p"]) -> Bool[Array, "b t"]:
-    """Which of one layer's tokens may be attended; `valid` is by places of a frame."""
+    """Which of one layer's tokens may be attended.
+
+    Args:
+        table: the layer's.
+        valid: by places of a frame, of the whole buffer.
+
+    Returns:
+        For each row of the buffer whether its token may.
+    """
     place = table["place"].reshape(valid.shape)
     return table["kept"] & jnp.take_along_axis(valid, place, axis=2).reshape(len(valid), -1)
 
@@ -42,7 +50,14 @@ def timed(
     frames: Int[Array, " f"],
     now: Bool[Array, ""] | bool = True,
 ) -> Context:
-    """The context with whole frames of these numbers in the given slots, if `now`."""
+    """The context whose table says of some slots which frames they hold.
+
+    Args:
+        context: whose table is changed.
+        slots: which hold whole frames.
+        frames: the frames' numbers in the video.
+        now: whether they do; else all stays.
+    """
     table, per_frame = context.memory, context.valid.shape[2]
     rows = slots[:, None] * per_frame + jnp.arange(per_frame, dtype=jnp.int32)[None]
     times = jnp.repeat(frames, per_frame)[None, None]
@@ -51,7 +66,12 @@ def timed(
 
 
 def settled(context: Context, slots: Bool[Array, " s"]) -> Context:
-    """The context with what was dropped from the slots in the table, valid for later chunks."""
+    """The context with what was dropped from some slots kept in the table, token by token.
+
+    Args:
+        context: whose table takes in `valid`, which is of places, not of the tokens there.
+        slots: which of them; they are all valid afterwards.
+    """
     table = context.memory
     rows = jnp.repeat(slots, context.valid.shape[2])[None, None]
     one = {name: table[name] for name in ("place", "kept")}

@@ -44,13 +44,14 @@ FREE = (*resume.FREE, "batch")
 def request(args: argparse.Namespace, preset: str) -> Callable[[], int]:
     """Checks a request for many videos; the work makes them. Raises ValueError or OSError."""
     items, wrong = read(args.prompts, args.seed)
-    items = [
-        item._replace(seconds=length(item, args.seconds), script=switched(item.script, args.switch))
-        for item in items
-    ]
     if not items:
         raise ValueError(f"no line can be made: {wrong[0]}")
-    frames = [frame_count(item.seconds or SECONDS) for item in items]
+    lengths = [length(item, args.seconds) for item in items]
+    items = [
+        item._replace(seconds=seconds, script=switched(item.script, args.switch))
+        for item, seconds in zip(items, lengths, strict=True)
+    ]
+    frames = list(map(frame_count, lengths))
     settings = settle(args, [preset], [args.cache], min(frames), max(frames))
     folder = args.out or Path("runs") / args.prompts.stem
     if folder.is_file() or folder.suffix.lower() == ".mp4":
@@ -59,7 +60,10 @@ def request(args: argparse.Namespace, preset: str) -> Callable[[], int]:
         writable(folder)
     else:
         folder = Path(tempfile.mkdtemp())
-    own = [settings.record(item.script, item.seconds or SECONDS, item.seed) for item in items]
+    own = [
+        settings.record(item.script, seconds, item.seed)
+        for item, seconds in zip(items, lengths, strict=True)
+    ]
     common = plain({name: value for name, value in own[0].items() if name not in OWN})
     check_folder(folder, common)
     batch = Batch(settings, folder)
@@ -80,8 +84,9 @@ def request(args: argparse.Namespace, preset: str) -> Callable[[], int]:
 
 
 def length(item: Item, seconds: float | None) -> float:
-    """Seconds of a video."""
-    return seconds or item.seconds or SECONDS
+    """Seconds of a video: as --seconds says, or its scenes, or `SECONDS`."""
+    seconds = item.seconds if seconds is None else seconds
+    return SECONDS if seconds is None else seconds
 
 
 def plain(record: dict[str, Any]) -> dict[str, Any]:

@@ -107,11 +107,7 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> An
         "flushed but for sinks and newest frames; the same as a cut in time; or the past's keys "
         "and values are made anew under the new prompt (default: the cache policy's own way)",
     )  # fmt: skip
-    parser.add_argument(
-        "--model", default="shapes",
-        help="'shapes', which is embedded, or the folder of a model that `tt-jax fetch` or "
-        "`python -m convert` has made",
-    )  # fmt: skip
+    add_model(parser)
     parser.add_argument(
         "--seconds", type=float,
         help="length of the video (default: that of scenes which all have one, else 30)",
@@ -199,6 +195,15 @@ def add_request(parser: argparse.ArgumentParser, *, several: bool = False) -> An
     trim.add_argument("--resample-noise", **flag, help="fresh noise for a retry")
     trim.add_argument("--prune-sink", **flag, help="drop tokens of sink frames too")
     return shown
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds which model is taken."""
+    parser.add_argument(
+        "--model", default="shapes",
+        help="'shapes', which is embedded, or the folder of a model that `tt-jax fetch` or "
+        "`python -m convert` has made",
+    )  # fmt: skip
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:

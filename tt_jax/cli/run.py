@@ -44,9 +44,19 @@ def given(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 def configuration(
     name: str, policy: str | None, args: argparse.Namespace, model: RolloutConfig
 ) -> Preset:
-    """What a run is made with: a preset or `PLAIN` or `TRIMMED`, and what was given beside it.
+    """What a run is made with.
 
-    policy: of the cache. model: how the model is rolled out. Raises ValueError.
+    Args:
+        name: a preset, `PLAIN` or `TRIMMED`.
+        policy: of the cache, in text; None for the model's own.
+        args: the command's, some of which change the preset.
+        model: how the model is rolled out.
+
+    Returns:
+        The strategy and TokenTrim's settings.
+
+    Raises:
+        ValueError: options contradict each other or the preset.
     """
     host = args.strategy or model.strategy
     base = {PLAIN: host, TRIMMED: f"{host}+tokentrim-no-flowmo"}
@@ -84,8 +94,20 @@ def configurations(
     caches: Sequence[str | None],
     model: RolloutConfig,
 ) -> dict[str, Preset]:
-    """The configuration of each run, each preset with each cache, by a label that says what runs
-    differ in. Raises ValueError for options that contradict each other."""
+    """The configuration of each run: each preset with each cache.
+
+    Args:
+        args: the command's.
+        presets: names, as `configuration` takes them.
+        caches: policies in text, None for the model's own.
+        model: how the model is rolled out.
+
+    Returns:
+        The configurations, by labels that say what runs differ in.
+
+    Raises:
+        ValueError: options contradict each other, or have no effect.
+    """
     runs = {}
     for policy in caches:
         for name in presets:
@@ -100,13 +122,32 @@ def configurations(
 
 
 def switched(script: Changes, how: str | None) -> Changes:
-    """A script whose prompts switch the cache as --switch says, where they don't say it."""
+    """A script whose prompts switch the cache as --switch says, where they don't say it.
+
+    Args:
+        script: prompts and when they begin.
+        how: the way of switching that --switch says, if any.
+
+    Returns:
+        The script, its first prompt as it was.
+    """
     first, *later = script
     return (first, *(change._replace(how=change.how or how) for change in later))
 
 
 def script_of(args: argparse.Namespace) -> tuple[Changes, float]:
-    """The prompts and the video's length. Raises ValueError or OSError."""
+    """The prompts and the video's length.
+
+    Args:
+        args: the command's.
+
+    Returns:
+        The prompts, and seconds of video.
+
+    Raises:
+        ValueError: the script or a prompt can't be, or --switch has nothing to switch.
+        OSError: the script's file can't be read.
+    """
     if args.script is None:
         script, length = read_script(args.prompt)
     else:
@@ -151,7 +192,16 @@ class Settings:
         )  # fmt: skip
 
     def record(self, script: Changes, seconds: float, seed: int) -> dict[str, Any]:
-        """Of a video, as far as it is known before."""
+        """What is known of a video before it is made.
+
+        Args:
+            script: its prompts.
+            seconds: its length.
+            seed: of its noise.
+
+        Returns:
+            Its record, as JSON has it.
+        """
         args = self.args
         return {
             "command": args.command,
@@ -189,7 +239,19 @@ def settle(
 ) -> Settings:
     """Checks everything but prompts and places: each preset with each cache.
 
-    shortest, longest: frames of a video. Raises ValueError or OSError.
+    Args:
+        args: the command's.
+        presets: names, as `configuration` takes them.
+        caches: policies in text, None for the model's own.
+        shortest: frames of the shortest video; what it starts from must be shorter.
+        longest: frames of the longest video, which must fit into memory.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: something can't be made as asked, or doesn't fit.
+        OSError: the model or what to start from can't be read.
     """
     devices.join(args)
     config, kind = read_config(find(args.model), vae=args.vae, quantize=args.quantize)
@@ -225,9 +287,20 @@ def request(
     caches: Sequence[str | None],
     folder: Path | None = None,
 ) -> Callable[[], None]:
-    """Checks a request for each preset with each cache; the work makes them and writes files.
+    """Checks a request for each preset with each cache.
 
-    folder: of an earlier call, which is gone on with.
+    Args:
+        args: the command's.
+        presets: names, as `configuration` takes them.
+        caches: policies in text, None for the model's own.
+        folder: of an earlier call, which is gone on with.
+
+    Returns:
+        The work, which makes the videos and writes files.
+
+    Raises:
+        ValueError: something can't be made as asked.
+        OSError: a file can't be read, or the place can't be written to.
     """
     script, seconds = script_of(args)
     prompts = [change.prompt for change in script]
@@ -291,9 +364,20 @@ def request(
 def read_initial(
     path: Path, size: tuple[int, int], frames: int, seconds: float | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Reads what a video of `frames` frames starts from, and says what was done to it.
+    """Reads what a video starts from, and warns of what was done to it.
 
-    seconds: of the clip, its beginning.
+    Args:
+        path: a picture or video.
+        size: height and width that it is brought to.
+        frames: of the whole video.
+        seconds: how much of the clip's beginning is taken; all of it if not given.
+
+    Returns:
+        Its frames, fewer than `frames`.
+
+    Raises:
+        ValueError: it can't be read as pictures, or leaves nothing to be made.
+        OSError: it can't be read at all.
     """
     most = frames if seconds is None else min(frames, pipeline.frame_count(seconds))
     clip = read_clip(path, size, most)

@@ -4,17 +4,13 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from tt_jax.cli.options import CACHES, add_loading, port, size
+from tt_jax.cli.options import CACHES, add_loading, add_model, port, size
 
 
 def add(commands: Any) -> None:
     """Registers the command."""
     parser = commands.add_parser("serve", help="watch and steer an endless video in a browser")
-    parser.add_argument(
-        "--model", default="shapes",
-        help="'shapes', which is embedded, or the folder of a model that `tt-jax fetch` or "
-        "`python -m convert` has made",
-    )  # fmt: skip
+    add_model(parser)
     parser.add_argument(
         "--host", default="127.0.0.1",
         help="address to listen on; any but this machine's own needs a token",

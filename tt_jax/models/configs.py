@@ -76,7 +76,15 @@ def with_tiny_vae(config: ModelConfig) -> ModelConfig:
 
 
 def with_bits(config: ModelConfig, quantize: str | None) -> ModelConfig:
-    """The same model with weights of 8 bits for "int8"; as it is for None. Raises ValueError."""
+    """The same model with weights of 8 bits.
+
+    Args:
+        config: of a model.
+        quantize: "int8", for the transformer and the text encoder; None leaves it as it is.
+
+    Raises:
+        ValueError: for any other setting.
+    """
     if quantize is None:
         return config
     dit, text = (dataclasses.replace(part, quantize=quantize) for part in (config.dit, config.text))

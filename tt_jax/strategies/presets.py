@@ -56,6 +56,9 @@ def own(model: RolloutConfig, **settings: Any) -> SelfForcing | RollingForcing:
         settings: of `SelfForcing`, or of `RollingForcing` if that is the model's. A window or sink
             takes the place of the model's cache policy, and a cache policy theirs.
 
+    Returns:
+        The strategy.
+
     Raises:
         ValueError: nobody says of the model what isn't given either, or the settings can't be.
     """

@@ -127,7 +127,18 @@ def denoising_loss(
     constant to the step after it.
 
     Args:
-        noise: fresh noise of every step. levels: of the steps, pure noise first. time: sinusoids.
+        dit: the transformer.
+        text: embedded captions.
+        context: clean latent frames before.
+        latents: the chunks to be denoised.
+        noise: fresh noise of every step.
+        levels: of the steps, pure noise first.
+        time: the levels' sinusoids.
+        chunk: latent frames of one.
+        window: latent frames that attention spans.
+
+    Returns:
+        The error of each step, sample and chunk.
     """
     n = latents.shape[1] // chunk
     encoded = dit.encode_text(text)

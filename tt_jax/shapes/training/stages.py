@@ -218,7 +218,17 @@ def hardness(scenes: Scenes) -> Float[Array, " b"]:
 
 
 def draw(recipe: Recipe, pool: Pool, key: Key[Array, ""], count: int) -> Pool:
-    """Samples of a pool: a share by their hardness, the others all alike."""
+    """Samples of a pool: a share by their hardness, the others all alike.
+
+    Args:
+        recipe: of the training.
+        pool: what is drawn from.
+        key: of the draw.
+        count: how many samples.
+
+    Returns:
+        The samples, float32.
+    """
     chances = hardness(pool.scenes)
     chances = recipe.hard * chances / jnp.sum(chances) + (1 - recipe.hard) / len(chances)
     ends = jnp.cumsum(chances)
