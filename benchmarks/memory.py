@@ -1,7 +1,8 @@
 """Main memory of a video that is written while it is made, whatever its length.
 
-    python -m benchmarks memory     frames of 832x480 from a stand-in decoder, 1 and 20 minutes;
-                                    and 10 and 60 seconds of the embedded model with its decoder
+    python -m benchmarks memory     frames of 832x480 from a stand-in decoder, 1 and 20 minutes, in
+                                    segments of 10 seconds with a state each, and in one piece; and
+                                    10 and 60 seconds of the embedded model with its decoder
 
 Anonymous memory of a process of its own, the highest of many looks; mapped files don't count.
 """
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,21 +23,25 @@ import numpy as np
 
 import tt_jax
 from benchmarks.convert_memory import INTERVAL, anonymous
+from tt_jax.cli.main import return_memory
 from tt_jax.cli.take import Take
+from tt_jax.models.configs import FPS
 from tt_jax.overview import Observer
-from tt_jax.video import Chunk
+from tt_jax.video import Chunk, VideoState
 
 SIZE = (480, 832)
 CHUNK = 12  # frames
-CASES = {"stand-in": (60.0, 1200.0), "shapes": (10.0, 60.0)}
+CASES = {"segments": (60.0, 1200.0), "one piece": (60.0, 1200.0), "shapes": (10.0, 60.0)}
 
 
-def stand_in(seconds: float, folder: Path) -> None:
-    """Writes moving waves through what `tt-jax generate` writes with, without states."""
-    length = round(16 * seconds)
-    take = Take(folder, Observer(length), 0)
+def stand_in(seconds: float, folder: Path, every: int = 0) -> None:
+    """Writes moving waves through what `tt-jax generate` writes with."""
+    return_memory()
+    length = FPS * round(seconds)
+    take = Take(folder, Observer(length), 0, every=FPS * every)
     for chunk in chunks(length):
         take.add(chunk)
+        del chunk  # as `tt-jax generate` does
     take.save([folder / "video.mp4"])
 
 
@@ -49,23 +55,28 @@ def chunks(length: int) -> Iterator[Chunk]:
         for name in ("severity", "accepted_severity", "threshold", "kept_fraction")
     } | {"triggered": np.zeros((1, 1), bool), "drift": maps, "pruned": maps}
     rollout: Any = SimpleNamespace(numbers=lambda: numbers)
-    state: Any = SimpleNamespace(surplus=np.zeros((1, 0, *SIZE, 3), np.uint8))
+    context: Any = np.zeros(1 << 20, np.float32)
+    state = VideoState(context, [], np.zeros((1, 0, *SIZE, 3), np.uint8))
     total = -(-length // CHUNK)
     for number in range(total):
         start = number * CHUNK
         frames = np.stack(
             [wide[:, at % SIZE[1] : at % SIZE[1] + SIZE[1]] for at in range(start, start + CHUNK)]
         )[None, : length - start]
-        yield Chunk(number, start, total, frames, rollout, state)
+        chunk = Chunk(number, start, total, frames, rollout, state)
+        del frames
+        yield chunk
+        del chunk
 
 
 def embedded(seconds: float, folder: Path) -> None:
     """Makes a video of the embedded model."""
+    return_memory()
     prompt = "a large red circle moving right slowly on a white background"
     tt_jax.load("shapes").generate(prompt, seconds=seconds, out=folder / "video.mp4")
 
 
-MAKERS = {"stand-in": stand_in, "shapes": embedded}
+MAKERS = {"segments": partial(stand_in, every=10), "one piece": stand_in, "shapes": embedded}
 
 
 def peak(case: str, seconds: float) -> int:

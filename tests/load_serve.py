@@ -107,7 +107,7 @@ async def behave(ws, rng: random.Random, bad: list[str], tally: Tally) -> None:
         match rng.randrange(12):
             case 0:
                 other = {"prompt": rng.choice(["a cat", "a dog"]), "trim": True, "lam": 1}
-                await ws.send(json.dumps({"type": "steer", **other}))
+                await ws.send(json.dumps({"type": "steer", "switch": "none", **other}))
             case 1:
                 await ws.send(json.dumps({"type": "branch", "seed": rng.randrange(9)}))
             case 2:

@@ -1,15 +1,21 @@
 """States in files, and runs that are killed."""
 
 import dataclasses
+import errno
+import os
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kill_generate import kills
+from kill_generate import kills, made
 from models import PROMPT
 
 import tt_jax
+from tt_jax.cli import generate, resume
+from tt_jax.cli import main as cli
 from tt_jax.models.vae import Cache
 from tt_jax.trim.policies import POLICIES
 
@@ -98,6 +104,67 @@ def test_a_stream_goes_on_from_a_file(tiny_model, tmp_path):
     written = pipe.generate(script, **request, out=tmp_path / "video.mp4")
     assert written.length == 45 and written.files == (tmp_path / "video.mp4",)
     assert written.changes.keys() == {1} and (written.numbers["dropped"][0, 3] > 0)
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_state_before(tiny_model, tmp_path, monkeypatch, capsys):
+    """One sentence, and the run goes on from there when there is room again."""
+    monkeypatch.chdir(tmp_path)
+    command = ["generate", PROMPT, "--model", str(tiny_model), "--seconds", "2.8", "--p", "0.2"]
+    command += ["--lam", "-100", "--save-every", "1", "--out"]
+    assert cli.main([*command, "whole"]) == 0
+    real, calls = os.fsync, []
+
+    def full(descriptor):  # at the second state; before each of them a segment is flushed
+        calls.append(descriptor)
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    capsys.readouterr()
+    assert cli.main([*command, "made"]) == 1
+    out, err = capsys.readouterr()
+    *_, finished, goes_on, last = err.splitlines()
+    run = Path("made", "video.run")
+    states = list(run.glob("*/*state-*"))
+    assert [path.name for path in states] == ["state-000001"]
+    assert finished == "tt-jax: the 2.1 s that were finished are in made/video.partial.mp4."
+    assert goes_on == f"tt-jax: go on with: tt-jax generate --resume {run}"
+    assert last.startswith("tt-jax: [Errno 28] No space left on device: ")
+    assert last.endswith("state-000002'") and not out and "Traceback" not in err
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", read_only)
+        assert cli.main(["generate", "--resume", str(run)]) == 2
+    assert capsys.readouterr().err == f"tt-jax: {run} can't be written: Read-only file system.\n"
+    assert list(run.glob("*/*state-*")) == states
+
+    assert cli.main(["generate", "--resume", str(run)]) == 0
+    assert made(tmp_path / "made") == made(tmp_path / "whole")
+
+
+def read_only(**_):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_run_goes_on_where_it_is_told(tmp_path):
+    """Devices may be others, everything else is the first command's."""
+    begun = "tt-jax generate x --seconds 3 --mesh 2 --coordinator a:1 --processes 2 --process 0"
+    resume.save(tmp_path, {"command": begun})
+
+    def places(more):
+        command = f"tt-jax generate --resume {tmp_path} {more}"
+        args = resume.restored(command, tmp_path, generate.arguments)
+        assert (args.seconds, args.prompt, args.command) == (3.0, "x", begun)
+        return args.mesh, args.coordinator, args.processes, args.process
+
+    assert places("") == (2, "a:1", 2, 0)
+    assert places("--mesh 1") == (1, None, None, None)
+    again = "--mesh tensor=2 --coordinator b:1 --processes 2 --process 1"
+    assert places(again) == ({"tensor": 2}, "b:1", 2, 1)
+    with pytest.raises(ValueError, match=r"begun with --seconds 3.0 and can't go on with 4.0"):
+        places("--seconds 4")
 
 
 @pytest.mark.slow

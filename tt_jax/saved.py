@@ -45,13 +45,16 @@ def save_state(path: Path | str, state: State | VideoState | Any) -> None:
     if jax.process_index():
         _encode(state, None, [])
         return
-    with atomic(path) as aside, aside.open("wb") as file:
-        arrays: list[dict[str, Any]] = []
-        tree = _encode(state, file, arrays)
-        header = json.dumps({"tree": tree, "arrays": arrays}).encode()
-        file.write(header + len(header).to_bytes(8, "little") + END)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with atomic(path) as aside, aside.open("wb") as file:
+            arrays: list[dict[str, Any]] = []
+            tree = _encode(state, file, arrays)
+            header = json.dumps({"tree": tree, "arrays": arrays}).encode()
+            file.write(header + len(header).to_bytes(8, "little") + END)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # which names no file, or the one beside it
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def load_state(path: Path | str) -> Any:

@@ -11,7 +11,7 @@ from tt_jax.serve.engine import Made
 ORIGIN = {"origin": "http://127.0.0.1:8000", "host": "127.0.0.1:8000"}
 START = {
     "type": "start", "prompt": "a cat", "seed": 0, "trim": True, "lam": 2.0, "p": 0.1,
-    "cache": "window", "picture": False,
+    "switch": "none", "cache": "window", "picture": False,
 }  # fmt: skip
 
 
@@ -27,7 +27,8 @@ class Stub:
     def offer(self):
         return {
             "model": "stub", "size": [32, 32], "fps": FPS, "chunk": 12, "caches": ["window"],
-            "shares": [0.1, 0.2], "lam": 2.0, "prompt": "",
+            "switches": {"window": ["none", "flush"]}, "shares": [0.1, 0.2], "lam": 2.0,
+            "prompt": "",
         }  # fmt: skip
 
     def record(self, start):
@@ -51,7 +52,7 @@ class Stub:
             "kept_fraction": 1.0, "dropped": 0.0,
         }  # fmt: skip
         grid = np.zeros((4, 4), np.float32)
-        how = "none" if changed else None
+        how = steer.switch if changed else None
         return Made(np.ascontiguousarray(frames), grid, grid, row, how, number + 12)
 
 

@@ -86,7 +86,10 @@ def test_a_video_is_made_steered_branched_and_fetched(client):
         page.say(START)
         begun = page.until("started")
         page.watch(3)
-        page.say({"type": "steer", "prompt": "a dog", "trim": False, "lam": 3.0})
+        steer = {"type": "steer", "prompt": "a dog", "trim": False, "lam": 3.0, "switch": "cut"}
+        page.say(steer)
+        assert page.until("error")["message"] == "the switch of window is one of none, flush."
+        page.say(steer | {"switch": "flush"})
         while page.chunks[-1][0]["prompt"] != "a dog":
             page.watch(1)
         assert not page.chunks[-1][0]["trim"]
@@ -114,7 +117,7 @@ def test_a_video_is_made_steered_branched_and_fetched(client):
         rows = record["samples"][0]["live"]
         assert len(rows) == len(page.chunks) and rows[-1]["end"] == page.frames / 16
         (switch,) = record["switches"]
-        assert (switch["prompt"], switch["how"]) == ("a dog", "none")
+        assert (switch["prompt"], switch["how"]) == ("a dog", "flush")
         assert [row["lam"] for row in record["steering"]] == [2.0, None]
         assert record["branches"][0] == {
             "chunk": branch["frame"] // 12 + 1, "start": branch["frame"] / 16, "seed": 7,
@@ -247,7 +250,8 @@ def test_what_goes_wrong_is_a_sentence(client, prompt, said, caplog):
         assert said in reason and "secret" not in reason
         page.say(START)  # and the next video is made
         page.watch(1)
-        page.say({"type": "steer", "prompt": "unspeakable", "trim": True, "lam": 1.0})
+        steer = {"type": "steer", "trim": True, "lam": 1.0, "switch": "none"}
+        page.say(steer | {"prompt": "unspeakable"})
         assert page.until("error")["message"] == "the prompt can't be."
         page.watch(2)  # with the prompt that it has
     assert ("secret" in caplog.text) == (prompt == "crash")

@@ -1,8 +1,10 @@
 """The page in a real browser, on a server with a tiny model; and what makes its chunks."""
 
+import json
 import re
 import socket
 import threading
+from pathlib import Path
 
 import av
 import numpy as np
@@ -91,25 +93,25 @@ def until_seen(page, count):
 
 def test_chunks_are_those_of_one_video(engine):
     """Making chunks one by one, with a new prompt and TokenTrim switched off, is `generate`."""
-    start = Start(CAT, True, 2.0, 3, 0.1, "infinity-rope", False)
+    start = Start(CAT, True, 2.0, "flush", 3, 0.1, "infinity-rope", False)
     state, frames = None, []
     for chunk in range(4):
-        steer = start if chunk < 2 else Steer(DOG, True, 2.0)
+        steer = start if chunk < 2 else Steer(DOG, True, 2.0, "cut")
         made = engine.make(start, steer, state, changed=chunk == 2)
         state = made.state
         frames.append(made.frames)
-        assert made.switched == ("flush" if chunk == 2 else None)
+        assert made.switched == ("cut" if chunk == 2 else None)
         assert (made.row["severity"] is None) == (chunk == 0)
     whole = engine.pipe.generate(
-        [(0, CAT), (21 / 16, DOG)],
+        [(0, CAT), (21 / 16, DOG, "cut")],
         seconds=45 / 16,
         seed=3,
         strategy=engine.strategies["infinity-rope"],
     )
     np.testing.assert_array_equal(np.concatenate(frames), whole.frames[0])
 
-    assert engine.make(start, Steer(DOG, False, -100.0), state).row["triggered"] is False
-    assert engine.make(start, Steer(DOG, True, -100.0), state).row["triggered"] is True
+    assert engine.make(start, Steer(DOG, False, -100.0, "none"), state).row["triggered"] is False
+    assert engine.make(start, Steer(DOG, True, -100.0, "none"), state).row["triggered"] is True
     other = engine.make(start, steer, state, seed=4)
     assert (other.frames != engine.make(start, steer, state).frames).any()
     picture = np.full((1, 32, 32, 3), 200, np.uint8)
@@ -124,6 +126,8 @@ def test_a_video_in_a_browser(open_page):
     until_seen(page, 25)
     page.check("#overlay")
     page.fill("#prompt", DOG)
+    assert page.input_value("#switch") == "flush"  # the policy's own
+    page.select_option("#switch", "cut")
     page.click("#go")
     expect(page.locator("#video")).to_have_attribute("aria-label", f"Video of: {DOG}")
     expect(page.locator("#curve")).to_have_attribute("aria-label", re.compile("new prompts at"))
@@ -147,6 +151,10 @@ def test_a_video_in_a_browser(open_page):
     with av.open(str(download.value.path())) as file:
         frames = [frame.to_ndarray(format="rgb24")[::8, ::8] for frame in file.decode(video=0)]
     assert len(frames) == len(numbers)
+    with page.expect_download() as download:
+        page.click("#json")
+    (switch,) = json.loads(Path(str(download.value.path())).read_text(encoding="utf-8"))["switches"]
+    assert (switch["prompt"], switch["how"]) == (DOG, "cut")
     shown = np.array([pixels for _, pixels in seen], float).reshape(-1, 32, 32, 3)
     apart = np.abs(shown[:, None] - np.array(frames, float)[None]).mean((2, 3, 4))
     assert (apart.argmin(1) == numbers).mean() > 0.9  # of all frames of the file, that one

@@ -19,9 +19,10 @@ from tt_jax.serve.protocol import (
     parse,
 )
 
+STEER = {"type": "steer", "prompt": "a dog", "trim": False, "lam": 0, "switch": "flush"}
 GOOD = [
     START,
-    {"type": "steer", "prompt": "a dog", "trim": False, "lam": 0},
+    STEER,
     {"type": "branch", "seed": 2**64 - 1},
     {"type": "stop"},
     {"type": "shown", "frames": 12},
@@ -30,8 +31,8 @@ GOOD = [
 
 def test_messages():
     start, *others = (parse(json.dumps(message)) for message in GOOD)
-    assert start == Start("a cat", True, 2.0, 0, 0.1, "window", False)
-    assert others == [Steer("a dog", False, 0.0), Branch(2**64 - 1), Stop(), Shown(12)]
+    assert start == Start("a cat", True, 2.0, "none", 0, 0.1, "window", False)
+    assert others == [Steer("a dog", False, 0.0, "flush"), Branch(2**64 - 1), Stop(), Shown(12)]
     longest = "\N{GRINNING FACE}" * LONGEST_PROMPT
     sent = json.dumps(START | {"prompt": longest}, ensure_ascii=False)  # as browsers do
     assert parse(sent).prompt == longest
@@ -53,11 +54,12 @@ def test_messages():
         ('{"type": "shown", "frames": true}', "whole number"),
         ('{"type": "shown", "frames": -1}', "whole number from 0"),
         ('{"type": "branch", "seed": 18446744073709551616}', "whole number from 0"),
-        ('{"type": "steer", "prompt": "a", "trim": 1, "lam": 1}', "trim is true or false"),
-        ('{"type": "steer", "prompt": "a", "trim": true, "lam": NaN}', "must be JSON"),
-        ('{"type": "steer", "prompt": "a", "trim": true, "lam": 1e999}', "lam is a number"),
-        ('{"type": "steer", "prompt": " ", "trim": true, "lam": 1}', "prompt is empty"),
-        ('{"type": "steer", "prompt": "\\ud800", "trim": true, "lam": 1}', "isn't Unicode"),
+        (json.dumps(STEER | {"trim": 1}), "trim is true or false"),
+        (json.dumps(STEER | {"lam": float("nan")}), "must be JSON"),
+        (json.dumps(STEER | {"lam": 7}).replace("7", "1e999"), "lam is a number"),
+        (json.dumps(STEER | {"prompt": " "}), "prompt is empty"),
+        (json.dumps(STEER | {"prompt": "\ud800"}), "isn't Unicode"),
+        (json.dumps(STEER | {"switch": ["flush"]}), "switch is a name"),
         (json.dumps(START | {"prompt": "a" * 2001}), "at most 2000 characters"),
         (json.dumps(START | {"cache": 3}), "cache is a name"),
     ],

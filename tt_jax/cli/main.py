@@ -7,12 +7,14 @@ or OSError of `check`: one sentence on stderr, exit code 2.
 """
 
 import argparse
+import ctypes
 import os
 import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from tt_jax import __version__
@@ -22,6 +24,8 @@ from tt_jax.errors import ModelError, NonFiniteError
 from tt_jax.files import cache_folder, discard_unfinished
 
 Work = Callable[[], int | None]  # an exit code, if not 0
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
+LARGE = 1 << 23  # bytes
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -98,7 +102,15 @@ def own_process(args: argparse.Namespace) -> None:
             signal.signal(number, stop)
     if not args.computes:
         os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is taken
+    return_memory()
     keep_programs()
+
+
+def return_memory() -> None:
+    """Has large blocks go back to the system as soon as they are free: glibc moves them to its heap
+    after the first ones, which grows whenever a chunk's frames don't fit between what stays."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def keep_programs() -> None:

@@ -13,6 +13,7 @@ from tt_jax import records
 REQUEST = "request.json"
 # What may differ: when, where and with which versions a run goes on.
 FREE = ("command", "versions", "device")
+PLACES = ("mesh", "coordinator", "processes", "process")
 
 
 def save(folder: Path, record: dict[str, Any]) -> None:
@@ -31,7 +32,8 @@ def restored(
     """The arguments of the command that began a run.
 
     Args:
-        command: with --resume, and no setting that differs.
+        command: with --resume, and no setting that differs but the devices; where it names none,
+            they are the first command's.
         folder: the run's own.
         arguments: adds those of `generate` to a parser.
 
@@ -45,7 +47,11 @@ def restored(
     parser = argparse.ArgumentParser(prog="tt-jax generate")
     arguments(parser)
     was = parser.parse_args(shlex.split(record["command"])[2:])
-    now = parser.parse_args(shlex.split(command)[2:], copy.copy(was))
+    asked = shlex.split(command)[2:]
+    places = {name: getattr(parser.parse_args(asked), name) for name in PLACES}
+    if any(place is not None for place in places.values()):
+        vars(was).update(places)
+    now = parser.parse_args(asked, copy.copy(was))
     for name, value in vars(was).items():
         given = getattr(now, name)
         if name not in ("resume", "prompt") and given != value:

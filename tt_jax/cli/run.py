@@ -21,7 +21,7 @@ from tt_jax.checkpoint import default_dtype, find, inside, read_config
 from tt_jax.cli import devices, resume
 from tt_jax.cli.making import Job, make
 from tt_jax.cli.options import PLAIN, TRIMMED, UNWARPED
-from tt_jax.cli.output import Output, plan, word
+from tt_jax.cli.output import Output, plan, word, writable
 from tt_jax.cli.take import latest
 from tt_jax.media.read import read_clip
 from tt_jax.models.configs import FPS, ModelConfig, RolloutConfig
@@ -318,6 +318,7 @@ def request(
         planned = plan(args.out, prompts[0], name, samples=args.batch, alone=alone)
     else:
         planned = Output(folder.with_suffix(".mp4"), False, args.batch)
+        writable(folder)
 
     started = time.perf_counter()
     with devices.on(settings.mesh):
@@ -344,10 +345,11 @@ def request(
             )
             for label, run in runs.items()
         }  # fmt: skip
+    writes = devices.first()
     job = Job(
         planned, runs, streams, record, frames, time.perf_counter() - started,
-        every=0 if several else FPS * args.save_every, resumed=folder is not None,
-        before=held and {name: held[name] for name in ("held", "segment")},
+        every=0 if several else FPS * args.save_every, resumed=folder is not None and writes,
+        before=held and {"held": held["held"], "segment": held["segment"] if writes else 0},
     )  # fmt: skip
 
     def work() -> None:

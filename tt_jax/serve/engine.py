@@ -71,6 +71,7 @@ class Engine:
             "fps": FPS,
             "chunk": next(iter(self.strategies.values())).chunk * self._stride,
             "caches": list(self.strategies),
+            "switches": {name: list(switches(own)) for name, own in self.strategies.items()},
             "shares": [trim.p, *(p for p in SHARES if p != trim.p)],
             "lam": float(trim.lam),
             "prompt": PROMPT if self.about["name"] == "shapes" else "",
@@ -102,11 +103,12 @@ class Engine:
     def warm(self) -> None:
         """Compiles all that a visitor may need, but for other shares p than the first."""
         for cache, strategy in self.strategies.items():
-            start = Start(PROMPT, True, 2.0, 0, self.offer["shares"][0], cache, False)
+            start = Start(PROMPT, True, 2.0, "none", 0, self.offer["shares"][0], cache, False)
             state = self.make(start, start, None).state
             state = self.make(start, start, state).state
-            if len(switches(strategy)) > 1 or switches(strategy)[0] != "none":
-                self.make(start, start, state, changed=True)
+            for how in switches(strategy):
+                if how != "none":
+                    self.make(start, dataclasses.replace(start, switch=how), state, changed=True)
             self.make(start, start, None, picture=np.zeros((1, *self.size, 3), np.uint8))
 
     def make(
@@ -139,7 +141,7 @@ class Engine:
         strategy = self.strategies[start.cache]
         trim = TokenTrim(p=start.p, lam=steer.lam if steer.trim else math.inf)
         text = self._encode(steer.prompt)
-        how = switches(strategy)[0] if changed else None
+        how = steer.switch if changed else None
         frames = strategy.chunk * self._stride
         if state is None:
             # The first latent frame is one frame: the picture's, or the video's own.

@@ -31,11 +31,13 @@ class Steer:
         prompt: what is to be seen.
         trim: whether TokenTrim intervenes.
         lam: deviations above the mean at which it does.
+        switch: what becomes of the cache where the prompt is another one.
     """
 
     prompt: str
     trim: bool
     lam: float
+    switch: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,7 @@ FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "prompt": _prompt,
     "trim": _truth,
     "lam": _number(0, LARGEST_LAM),
+    "switch": _name,
     "seed": _whole(LARGEST_SEED),
     "p": _number(0, 1),
     "cache": _name,

@@ -147,6 +147,9 @@ class Visitor:
             case Start():
                 self._begin(message)
             case Steer():
+                if not self.takes:
+                    raise ProtocolError("there is no video to steer: start one.")
+                self._check_switch(message.switch, self.takes[-1].start.cache)
                 self._steer = message
             case Branch(seed):
                 self._ask_branch(seed)
@@ -166,6 +169,7 @@ class Visitor:
             raise ProtocolError(f"p is one of {', '.join(map(str, offer['shares']))}.")
         if start.cache not in offer["caches"]:
             raise ProtocolError(f"cache is one of {', '.join(offer['caches'])}.")
+        self._check_switch(start.switch, start.cache)
         if start.picture and self._picture is None:
             raise ProtocolError("there is no picture to start from: send one.")
         name = new_name()
@@ -173,6 +177,11 @@ class Visitor:
         picture = self._picture if start.picture else None
         self._shown, self._steer = 0, start
         self._play(Take(start, recording, picture, name=name))
+
+    def _check_switch(self, switch: str, cache: str) -> None:
+        known = self._hall.engine.offer["switches"][cache]
+        if switch not in known:
+            raise ProtocolError(f"the switch of {cache} is one of {', '.join(known)}.")
 
     def _stop(self) -> None:
         self._stopping = True

@@ -8,6 +8,13 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const LARGEST = 1024; // pixels of a start picture's longer side, more than any model takes
 const SOME = 4; // frames between two reports of what was shown
 
+const SWITCHES = {
+  none: "keep seeing the past",
+  flush: "forget all but the newest frames",
+  cut: "forget them, and cut to a new scene",
+  recache: "see the past under the new prompt",
+};
+
 let offer = null;
 let state = "connecting"; // ready, queued, preparing, playing, stopping, closed
 let prompt = ""; // the one that is shown
@@ -83,10 +90,17 @@ function greet(message) {
     $(id).replaceChildren(...values.map((value) => new Option(value)));
   }
   $("cache-field").hidden = offer.caches.length < 2;
+  showSwitches();
   $("lam").value = offer.lam;
   $("prompt").value ||= offer.prompt;
   showLam();
   become("ready");
+}
+
+function showSwitches() {
+  const known = offer.switches[$("cache").value];
+  $("switch").replaceChildren(...known.map((name) => new Option(SWITCHES[name], name)));
+  $("switch-field").hidden = known.length < 2;
 }
 
 const SAID = {
@@ -140,7 +154,7 @@ function showBranch({ frame, seed }) {
 }
 
 function steering() {
-  return { trim: $("trim").checked, lam: Number($("lam").value) };
+  return { trim: $("trim").checked, lam: Number($("lam").value), switch: $("switch").value };
 }
 
 function steer() {
@@ -189,6 +203,7 @@ $("trim").addEventListener("change", () => {
 });
 $("lam").addEventListener("input", showLam);
 $("lam").addEventListener("change", steer);
+$("cache").addEventListener("change", showSwitches);
 $("overlay").addEventListener("change", () => {
   player.overlay = $("overlay").checked;
   player.drawMap();
