@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from quick import FLAGS
+from quick import FLAGS, FUSIONS
 
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
@@ -55,6 +55,20 @@ def _forgotten():
     process 65,530; the whole suite's are more, and XLA then crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def fastest():
+    """Compiles in the fastest way (`quick.FUSIONS`); nothing that is compared bit for bit."""
+    real, patch = jax._src.compiler.get_compile_options, pytest.MonkeyPatch()
+
+    def options(*args, env_options_overrides=None, **others):
+        overrides = {**FUSIONS, **(env_options_overrides or {})}
+        return real(*args, env_options_overrides=overrides, **others)
+
+    patch.setattr(jax._src.compiler, "get_compile_options", options)
+    yield
+    patch.undo()
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from tt_jax.shapes.training.run import train
 from tt_jax.shapes.training.scenes import from_scenes
 from tt_jax.shapes.world import SHAPES, SIZES, Object, Scene
 
+pytestmark = pytest.mark.usefixtures("fastest")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
