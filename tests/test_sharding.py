@@ -57,6 +57,13 @@ def test_devices_agree(results, mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("saved", [MESHES[0], MESHES[-1]])
+def test_a_saved_state_goes_on_on_other_devices(results, saved):
+    one, eight = (results[f"{saved}, then {mesh}"] for mesh in (MESHES[0], MESHES[-1]))
+    assert one.shape[1] == 3 and distance(eight, one) <= 1e-6
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_latents_of_one(results, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -110,24 +111,80 @@ def test_names_depend_on_nothing_but_the_video(tmp_path):
     assert "line 2" in wrong[0] and "whole number" in wrong[1]
 
 
-@pytest.mark.slow
-def test_a_mesh_of_eight_devices(tiny_model, tmp_path):
-    """From the command line, in processes that have them."""
+KEEPING = """
+import sys
+import jax
+import numpy as np
+from tt_jax.cli.main import main
+from tt_jax.cli.take import Take
+made, add = [], Take.add
+def kept(self, chunk):
+    made.append(chunk.frames)
+    add(self, chunk)
+Take.add = kept
+code = main()
+np.save(f"{sys.argv[-1]}-{jax.process_index()}.npy", np.concatenate(made, axis=1))
+sys.exit(code)
+"""
+
+
+def started(model, devices, *options):
+    """Begins a run of two videos, in a process that has so many devices; the last option is the
+    folder's name, beside which it keeps the frames as no encoder has changed them."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(tt_jax.__file__).parents[1]), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",
     }  # fmt: skip
-    records = {}
-    for mesh in ("1", "data=2,sequence=2,tensor=2"):
-        command = ["generate", "a small red circle", "--model", str(tiny_model), *SETTINGS]
-        command += ["--batch", "2", "--mesh", mesh, "--out", f"mesh{mesh}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "tt_jax", *command], env=environment, capture_output=True,
-            text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        records[mesh] = json.loads(Path(f"mesh{mesh}/video.json").read_text())
-    one, eight = map(severities, records.values())
-    assert max(one) > 0.1
-    np.testing.assert_allclose(one, eight, rtol=1e-6)
-    assert records["data=2,sequence=2,tensor=2"]["device"]["mesh"]["tensor"] == 2
+    command = ["generate", "a small red circle", "--model", str(model), *SETTINGS, "--batch", "2"]
+    return subprocess.Popen(
+        [sys.executable, "-c", KEEPING, *command, *options], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finished(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def one(tiny_model, tmp_path_factory):
+    """The folder of the videos that one device makes."""
+    folder = tmp_path_factory.mktemp("one") / "one"
+    finished(started(tiny_model, 1, "--mesh", "1", "--out", str(folder)))
+    return folder
+
+
+def agree(folder, one, process=0):
+    """What several devices made is what one makes: all it measured, and each frame."""
+    mine, right = (json.loads((path / "video.json").read_text()) for path in (folder, one))
+    assert max(severities(right)) > 0.1
+    np.testing.assert_allclose(severities(mine), severities(right), rtol=1e-6)
+    frames, same = np.load(f"{folder}-{process}.npy"), np.load(f"{one}-0.npy")
+    assert frames.shape == (2, 21, 32, 32, 3)
+    apart = np.abs(frames.astype(int) - same)
+    assert apart.max() <= 1 and apart.mean() < 1e-3  # where a value is rounded
+    return mine["device"]["mesh"]
+
+
+@pytest.mark.slow
+def test_a_mesh_of_eight_devices(tiny_model, one):
+    finished(started(tiny_model, 8, "--mesh", "data=2,sequence=2,tensor=2", "--out", "eight"))
+    assert agree(Path("eight"), one) == {"data": 2, "sequence": 2, "tensor": 2}
+
+
+@pytest.mark.slow
+def test_two_processes(tiny_model, one):
+    """Each with a device, of which the first writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = ("--mesh", "tensor=2", "--coordinator", where, "--processes", "2", "--process")
+    both = [started(tiny_model, 1, *shared, str(i), "--out", "two") for i in range(2)]
+    first, second = (finished(process) for process in both)
+    # Gloo has a line of its own in both.
+    assert first.endswith("two/video-0.mp4\ntwo/video-1.mp4\n") and "mp4" not in second
+    for process in range(2):
+        assert agree(Path("two"), one, process) == {"data": 1, "sequence": 1, "tensor": 2}
+    assert len(list(Path("two").iterdir())) == 5  # two videos, two pictures, a record

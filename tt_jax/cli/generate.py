@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument(
         "--resume", type=Path, metavar="FOLDER",
         help="go on with a run that was interrupted; its folder, NAME.run beside the video, has "
-        "its settings",
+        "its settings (but --mesh may be another)",
     )  # fmt: skip
     shown.add_argument(
         "--prompts", type=Path, metavar="FILE",
