@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from quick import FLAGS, FUSIONS
+from quick import FLAGS, fusions
 
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
@@ -57,18 +57,11 @@ def _forgotten():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def fastest():
-    """Compiles in the fastest way (`quick.FUSIONS`); nothing that is compared bit for bit."""
-    real, patch = jax._src.compiler.get_compile_options, pytest.MonkeyPatch()
-
-    def options(*args, env_options_overrides=None, **others):
-        overrides = {**FUSIONS, **(env_options_overrides or {})}
-        return real(*args, env_options_overrides=overrides, **others)
-
-    patch.setattr(jax._src.compiler, "get_compile_options", options)
-    yield
-    patch.undo()
+    """Compiles fusions the quick way, for tests that compare nothing bit for bit."""
+    with fusions():
+        yield
 
 
 @pytest.fixture

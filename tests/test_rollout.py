@@ -37,6 +37,7 @@ def run(dit, text, chunks=2, trim=None, **more):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fastest")
 @pytest.mark.parametrize(
     ("chunks", "trim"), [(1, TokenTrim.off()), (3, TokenTrim(lam=-100.0, warmup=1))]
 )

@@ -33,6 +33,7 @@ CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=4, text_dim=8
 CHUNKS = 7  # by then every policy has evicted, chosen and averaged
 # Far below any severity: every chunk from the fourth on triggers, and drops a place.
 EAGER = TokenTrim(p=0.25, lam=-100.0)
+OFF = TokenTrim.off()
 
 POLICIES = [
     Window(9, 2),
@@ -83,8 +84,8 @@ def chunks(policy):
     return list(stream(dit(), text(), jax.random.key(0), chunks=CHUNKS, **arguments(policy)))
 
 
-def with_lam(lam):
-    return dataclasses.replace(EAGER, lam=jnp.float32(lam))
+def with_lam(trim, lam):
+    return dataclasses.replace(trim, lam=jnp.float32(lam))
 
 
 def begin(policy):
@@ -93,17 +94,18 @@ def begin(policy):
 
 
 @functools.cache
-def program(policy, count):
+def program(policy, count, trim=EAGER):
     """The whole rollout of so many chunks, compiled."""
     graph, params = nnx.split(dit())
-    args = (count, GRID, strategy(policy), with_lam(EAGER.lam), None)
+    args = (count, GRID, strategy(policy), with_lam(trim, trim.lam), None)
     return _rollout.lower(graph, params, text(), *args, begin(policy), False).compile()
 
 
-def whole(policy, lam=EAGER.lam):
+def whole(policy, trim=EAGER, lam=EAGER.lam):
     """A rollout of `CHUNKS` chunks by `program`."""
     params = nnx.split(dit())[1]
-    return program(policy, CHUNKS)(params, text(), with_lam(lam), None, begin(policy))
+    made = program(policy, CHUNKS, trim)
+    return made(params, text(), with_lam(trim, lam), None, begin(policy))
 
 
 def latents(parts):
@@ -190,10 +192,7 @@ def filled(k, v, hidden):
 @every_policy
 def test_3_off_is_a_trigger_that_never_fires(policy):
     never = whole(policy, lam=1e9)
-    off = rollout(
-        dit(), text(), jax.random.key(0), chunks=CHUNKS, grid=GRID, strategy=strategy(policy),
-        trim=TokenTrim.off(),
-    )  # fmt: skip
+    off = whole(policy, OFF)
     np.testing.assert_array_equal(never.latents, off.latents)
     assert np.isfinite(never.latents).all()
 
@@ -232,7 +231,7 @@ def test_6_neighbours_do_not_matter(policy):
 @every_policy
 def test_1_memory_does_not_grow_with_chunks(policy):
     def temporary(count):
-        analysis = program(policy, count).memory_analysis()
+        analysis = program(policy, count, OFF).memory_analysis()
         return analysis.temp_size_in_bytes, analysis.output_size_in_bytes
 
     (short, short_out), (long, long_out) = temporary(CHUNKS), temporary(200)

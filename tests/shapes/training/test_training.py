@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quick import fusions
 
 import tt_jax
 from tt_jax.shapes.training import stages
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("fastest")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    train(toy(), 0.001, folder, toy_config(), only=STAGES[:-1])
+    with fusions():
+        train(toy(), 0.001, folder, toy_config(), only=STAGES[:-1])
     return folder
 
 
