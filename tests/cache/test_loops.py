@@ -20,6 +20,8 @@ from tt_jax.cache import (
     buffer,
 )
 
+pytestmark = pytest.mark.usefixtures("fastest")
+
 LAYERS, HEADS, WIDTH, ROWS, COLUMNS, CHUNK = 2, 2, 12, 2, 2, 3
 PLACES = ROWS * COLUMNS
 
