@@ -32,7 +32,7 @@ def photograph(address: str) -> None:
         browser = playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox"]
         )
-        page = browser.new_page(viewport={"width": 1180, "height": 850})
+        page = browser.new_page(viewport={"width": 1180, "height": 910})
         page.goto(address)
         page.locator("#status[data-state=ready]").wait_for()
         page.click("#go")
