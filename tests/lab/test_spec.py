@@ -174,9 +174,12 @@ def test_the_experiment_on_caches_has_every_policy_with_and_without_tokentrim():
 
 def test_the_core_experiment_is_the_one_that_was_planned():
     experiment = spec.read(Path(spec.__file__).parent / "experiments" / "shapes.toml")
-    core = experiment.studies[0]
-    assert len(core.prompts) == 64 and core.seconds == 30
-    assert core.hosts == ("self-forcing", "rolling-forcing")
-    assert [arm.trim.select for arm in core.arms[1:]] == ["top", "none", "random"]
-    assert all((arm.trim.p, arm.trim.lam) == (0.1, 2.0) for arm in core.arms)
-    assert experiment.hours <= 6
+    drift, planted, _, long = experiment.studies
+    for study, size in ((drift, (32, 60)), (long, (4, 240))):
+        assert (len(study.prompts), study.seconds) == size
+        assert study.hosts == ("self-forcing", "rolling-forcing")
+        assert [arm.trim.select for arm in study.arms[1:]] == ["top", "none", "random"]
+        assert all((arm.trim.p, arm.trim.lam) == (0.1, 2.0) for arm in study.arms)
+        assert {stress.model for stress in study.stress} == {"shapes-young"}
+    assert {stress.model for stress in planted.stress} == {"shapes"}
+    assert len(planted.prompts) == 24 and experiment.hours <= 4

@@ -122,7 +122,7 @@ def test_hard_scenes_are_drawn_more_often():
     np.testing.assert_allclose(hard, [1, 1.5, 6, 6, 7])
 
     latents = jnp.arange(5.0).reshape(5, 1, 1, 1, 1)
-    pool = stages.Pool(scenes, latents, latents)
+    pool = stages.Pool(scenes, latents, latents, latents)
     for share in (0.0, 0.5):
         recipe = dataclasses.replace(Recipe(), hard=share)
         drawn = jax.jit(stages.draw, static_argnums=(0, 3))(recipe, pool, jax.random.key(0), 20_000)

@@ -50,6 +50,8 @@ class Recipe:
         openings: first chunks held at a time, for pictures and openings.
         clip_pool: clips held at a time.
         clip_chunks: chunks of a clip.
+        own_pool: own rollouts held at a time.
+        own_chunks: chunks of a rollout, of which `clip_chunks` are the past.
         encode: clips that are rendered and encoded at once.
         openings_share: first chunks in a step for each clip.
         pairs: share of scenes with two objects, from which most is to be learned.
@@ -64,7 +66,7 @@ class Recipe:
     reading: Stage = Stage(0.06, 128, 2e-3, 0.95, 100)
     pictures: Stage = Stage(0.30, 256, 1.5e-3, 0.99, 50, 8)
     clips: Stage = Stage(0.37, 16, 1.5e-3, 0.99, 25, 8)
-    rollouts: Stage = Stage(0.15, 16, 3e-4, 0.99, 25, 2)
+    rollouts: Stage = Stage(0.15, 16, 8e-4, 0.99, 25, 4)
     seed: int = 0
     start: str = ""
     crop: int = 32
@@ -73,6 +75,8 @@ class Recipe:
     openings: int = 16384
     clip_pool: int = 1024
     clip_chunks: int = 6
+    own_pool: int = 256
+    own_chunks: int = 20
     encode: int = 32
     openings_share: int = 6
     pairs: float = 0.6
@@ -92,8 +96,8 @@ def toy() -> Recipe:
     small = {"batch": 2, "scan": 1, "refresh": 1}
     stages = {name: dataclasses.replace(getattr(Recipe(), name), **small) for name in STAGES}
     return dataclasses.replace(
-        Recipe(), **stages, openings=4, clip_pool=2, clip_chunks=2, encode=2, openings_share=1,
-        vae_frames=5, crop=16,
+        Recipe(), **stages, openings=4, clip_pool=2, clip_chunks=2, own_pool=2, own_chunks=3,
+        encode=2, openings_share=1, vae_frames=5, crop=16,
     )  # fmt: skip
 
 

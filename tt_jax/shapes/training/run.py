@@ -95,18 +95,18 @@ def train(
     def openings(_: Params, key: Any) -> stages.Pool:
         return stages.encode_pool(vae, recipe, recipe.openings, 1, key, late=False)
 
-    def longer(key: Any, late: bool) -> stages.Pool:
-        return stages.encode_pool(vae, recipe, recipe.clip_pool, recipe.clip_chunks, key, late=late)
+    def longer(key: Any, count: int, late: bool) -> stages.Pool:
+        return stages.encode_pool(vae, recipe, count, recipe.clip_chunks, key, late=late)
 
     def pools(params: Params, key: Any) -> tuple[stages.Pool, stages.Pool]:
         first, second = jax.random.split(key)
-        return openings(params, first), longer(second, True)
+        return openings(params, first), longer(second, recipe.clip_pool, True)
 
     def own(params: Params, key: Any) -> tuple[stages.Pool, stages.Pool]:
         first, second, third = jax.random.split(key, 3)
-        pool = longer(second, False)
+        pool = longer(second, recipe.own_pool, False)
         both = {"dit": params["dit"], "text": young["text"]}
-        return openings(params, first), stages.own_past(maker, pool)(both, third)
+        return openings(params, first), stages.own_past(maker, vae, pool)(both, third)
 
     params = run("pictures", params, stages.pictures(maker), openings)
     young = run("clips", params, stages.clips(maker), pools)

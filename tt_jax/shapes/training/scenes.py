@@ -28,11 +28,11 @@ from tt_jax.shapes.world import (
 )
 
 TRIES = 40  # arrangements of two objects, of which the first good one or the best is taken
-_RADII = np.array(list(SIZES.values()), np.float32)
-_PACE = np.array(list(SPEEDS.values()), np.float32)
+RADII = np.array(list(SIZES.values()), np.float32)
+PACE = np.array(list(SPEEDS.values()), np.float32)
 # Index 0 of directions is "still", of places "not named", of the camera's motion "fixed".
-_WAYS = np.array([(0, 0), *DIRECTIONS.values()], np.float32)
-_PANS = np.array([0.0, -world.PAN_SPEED, world.PAN_SPEED], np.float32)  # fixed, left, right
+WAYS = np.array([(0, 0), *DIRECTIONS.values()], np.float32)
+PANS = np.array([0.0, -world.PAN_SPEED, world.PAN_SPEED], np.float32)  # fixed, left, right
 
 
 class Scenes(NamedTuple):
@@ -178,8 +178,8 @@ def _arrange(key, named, there, size, direction, speed) -> tuple[Array, Array]:
     place = jnp.where(named, drawn, unnamed[None])
     jitter = jax.random.uniform(off, (TRIES, 2, 2), minval=-world.JITTER, maxval=world.JITTER)
     at = SIDE / 2 + jnp.asarray(cells)[place] * pitch[None, :, None] + jitter
-    move = jnp.asarray(_WAYS)[direction] * jnp.asarray(_PACE)[speed][:, None]
-    radius = jnp.asarray(_RADII)[size]
+    move = jnp.asarray(WAYS)[direction] * jnp.asarray(PACE)[speed][:, None]
+    radius = jnp.asarray(RADII)[size]
     path = positions(at, move, radius, 3 * world.FPS, 0)  # tries, t, o, 2
     gap = jnp.abs(path[:, :, 0] - path[:, :, 1]).max(axis=-1)
     overlap = jnp.maximum(0, 1 - gap / (radius.sum() + 1))
@@ -211,6 +211,18 @@ def cells(scenes: Scenes) -> Int[Array, "b o"]:
 
 
 # --- rendering ----------------------------------------------------------------------------------
+
+
+def motion(scenes: Scenes) -> Float[Array, "*b o 2"]:
+    """How objects move at first.
+
+    Args:
+        scenes: what moves.
+
+    Returns:
+        Pixels a frame.
+    """
+    return jnp.asarray(WAYS)[scenes.direction] * jnp.asarray(PACE)[scenes.speed][..., None]
 
 
 def positions(
@@ -273,13 +285,12 @@ def render(
         tones = np.array([(tones[0], tones[-1]) for tones in BACKGROUNDS.values()], np.float32)
         dark, bright = (tone[None, None, None] for tone in jnp.asarray(tones)[scene.background])
         time = (start + jnp.arange(frames)).astype(jnp.float32)[:, None]
-        along = (grid[None] + jnp.asarray(_PANS)[scene.pan] * time) % (2 * world.STRIPE)
+        along = (grid[None] + jnp.asarray(PANS)[scene.pan] * time) % (2 * world.STRIPE)
         cover = jnp.clip(0.5 - (jnp.abs(along - world.STRIPE) - world.STRIPE / 2), 0, 1)
         ground = dark + cover[:, None, :, None] * (bright - dark)
         image = jnp.broadcast_to(ground, (frames, SIDE, SIDE, 3))
-        radius = jnp.asarray(_RADII)[scene.size]
-        move = jnp.asarray(_WAYS)[scene.direction] * jnp.asarray(_PACE)[scene.speed][:, None]
-        path = positions(scene.at, move, radius, frames, start)
+        radius = jnp.asarray(RADII)[scene.size]
+        path = positions(scene.at, motion(scene), radius, frames, start)
         colours = jnp.asarray(np.array(list(COLOURS.values()), np.float32))
         for thing in (1, 0):
             x = grid[None, None] - path[:, thing, 0][:, None, None]

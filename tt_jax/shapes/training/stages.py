@@ -19,6 +19,7 @@ from tt_jax.models.configs import ModelConfig
 from tt_jax.models.vae import VAE
 from tt_jax.nn.layers import wide
 from tt_jax.shapes.training.captions import Grammar, say
+from tt_jax.shapes.training.continuation import SEEN, go_on
 from tt_jax.shapes.training.losses import clip_loss, denoising_loss, window_loss
 from tt_jax.shapes.training.optimise import Loss, Params
 from tt_jax.shapes.training.reading import answers, reading_loss
@@ -39,12 +40,14 @@ class Pool(NamedTuple):
     Attributes:
         scenes: what they show.
         latents: float16.
-        past: what is shown as their past, float16.
+        past: what is shown as the past of their chunks, float16.
+        target: what comes after that, float16.
     """
 
     scenes: Scenes
     latents: Float[Array, "n f h w c"]
     past: Float[Array, "n f h w c"]
+    target: Float[Array, "n f h w c"]
 
 
 class Maker(NamedTuple):
@@ -139,13 +142,13 @@ def encode_pool(
         late: half of them begin somewhere in their video, and not as a video begins.
 
     Returns:
-        The clips, their own latents as the past.
+        The clips, their own latents as the past and as what comes after it.
     """
     graph, state = nnx.split(vae)
     keys = jax.random.split(key, -(-count // recipe.encode))
     parts = [_encode_group(graph, recipe, chunks, late, state, key) for key in keys]
     scenes, latents = jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)
-    return Pool(scenes, latents, latents)
+    return Pool(scenes, latents, latents, latents)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -234,8 +237,8 @@ def draw(recipe: Recipe, pool: Pool, key: Key[Array, ""], count: int) -> Pool:
     ends = jnp.cumsum(chances)
     rows = jnp.searchsorted(ends, ends[-1] * jax.random.uniform(key, (count,)))
     rows = jnp.minimum(rows, len(chances) - 1)
-    scenes, latents, past = jax.tree.map(lambda x: x[rows], pool)
-    return Pool(scenes, latents.astype(jnp.float32), past.astype(jnp.float32))
+    scenes, *rest = jax.tree.map(lambda x: x[rows], pool)
+    return Pool(scenes, *(x.astype(jnp.float32) for x in rest))
 
 
 def pictures(maker: Maker) -> Loss:
@@ -248,7 +251,7 @@ def pictures(maker: Maker) -> Loss:
 
     def loss(params: Params, pool: Pool, key: Key[Array, ""]) -> tuple[Array, dict]:
         rows, frame, *keys = jax.random.split(key, 6)
-        scenes, latents, _ = draw(recipe, pool, rows, recipe.pictures.batch)
+        scenes, latents, *_ = draw(recipe, pool, rows, recipe.pictures.batch)
         index = jax.random.randint(frame, (len(latents),), 1, latents.shape[1])
         latents = latents[jnp.arange(len(index)), index][:, None]
         return flow(maker, params, scenes, latents[:, :0], latents, keys, chunk=1)
@@ -307,13 +310,13 @@ def clips(maker: Maker) -> Loss:
     def loss(params: Params, pools: tuple[Pool, Pool], key: Key[Array, ""]) -> tuple[Array, dict]:
         keys = jax.random.split(key, 13)
         openings, longer = pools
-        scenes, latents, _ = draw(
+        scenes, latents, *_ = draw(
             recipe, openings, keys[0], recipe.openings_share * recipe.clips.batch
         )
         first, of_first = flow(maker, params, scenes, latents[:, :0], latents, keys[1:5])
-        scenes, latents, past = draw(recipe, longer, keys[5], recipe.clips.batch)
+        scenes, latents, past, target = draw(recipe, longer, keys[5], recipe.clips.batch)
         past = _wobble(recipe, keys[6], past[:, :-chunk])
-        later, of_later = flow(maker, params, scenes, past, latents[:, chunk:], keys[7:11])
+        later, of_later = flow(maker, params, scenes, past, target[:, chunk:], keys[7:11])
         rolling = _windows(maker, params, scenes, latents, keys[11:])
         figures = {"first": of_first["noise"], "later": of_later["noise"], "rolling": rolling}
         return (first + later + rolling) / 3, figures
@@ -396,31 +399,78 @@ def _windows(maker, params, scenes, latents, keys) -> Array:
     return total / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1)
 
 
-def own_past(maker: Maker, pool: Pool) -> Callable[[Params, Key[Array, ""]], Pool]:
-    """The pool with the model's own rollouts as the past, each from its caption alone.
+def own_past(maker: Maker, vae: VAE, pool: Pool) -> Callable[[Params, Key[Array, ""]], Pool]:
+    """The pool with the model's own rollouts as the past, and what should come after it.
+
+    A rollout is made from the caption alone, `recipe.own_chunks` long; some chunks of it are the
+    past. After each of them the scene goes on from where the rollout shows it (`continuation`), so
+    that a chunk is never asked to jump to where the clip would be.
 
     Args:
         maker: what the stages share.
+        vae: what decodes the rollouts and encodes what comes after them.
         pool: clips.
 
     Returns:
         Makes that pool, of parameters and a key.
     """
-    chunk, (height, width) = maker.config.rollout.chunk, pool.latents.shape[2:4]
-    strategy = own(maker.config.rollout)
+    recipe, rollout_config = maker.recipe, maker.config.rollout
+    chunks, (height, width) = pool.latents.shape[1] // rollout_config.chunk, pool.latents.shape[2:4]
+    strategy = own(rollout_config)
+    graph, state = nnx.split(vae)
 
     def make(params: Params, key: Key[Array, ""]) -> Pool:
         dit, encoder = maker.models(params)
-        speak, *keys = jax.random.split(key, 1 + -(-len(pool.latents) // maker.recipe.encode))
+        speak, *keys = jax.random.split(key, 1 + -(-len(pool.latents) // recipe.encode))
         text = jax.jit(lambda key, scenes: maker.text(encoder, key, scenes))(speak, pool.scenes)
-        made = [
-            rollout(
-                dit, text[i * maker.recipe.encode : (i + 1) * maker.recipe.encode], key,
-                chunks=pool.latents.shape[1] // chunk, grid=(height, width), strategy=strategy,
-                trim=TokenTrim.off(),
-            ).latents
-            for i, key in enumerate(keys)
-        ]  # fmt: skip
-        return pool._replace(past=jnp.concatenate(made).astype(jnp.float16))
+        parts = []
+        for i, key in enumerate(keys):
+            rows = slice(i * recipe.encode, (i + 1) * recipe.encode)
+            latents = rollout(
+                dit, text[rows], key, chunks=recipe.own_chunks, grid=(height, width),
+                strategy=strategy, trim=TokenTrim.off(),
+            ).latents  # fmt: skip
+            scenes = jax.tree.map(lambda x, rows=rows: x[rows], pool.scenes)
+            parts.append(_continue(graph, chunks, state, scenes, latents.astype(jnp.float32), key))
+        past, target = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        return pool._replace(past=past, target=target)
 
     return make
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _continue(
+    graph: nnx.GraphDef,
+    chunks: int,
+    state: Any,
+    scenes: Scenes,
+    latents: Float[Array, "b f h w c"],
+    key: Key[Array, ""],
+) -> tuple[Array, Array]:
+    """Some chunks of each rollout, and what should come in place of all but their first, float16.
+
+    A third begins with the video.
+    """
+    vae, chunk = nnx.merge(graph, state), 3
+    each = vae.config.temporal_stride * chunk  # frames
+    where, early = jax.random.split(key)
+    last = latents.shape[1] // chunk - chunks
+    first = jax.random.randint(where, (len(latents),), 0, last + 1)
+    first = jnp.where(jax.random.uniform(early, first.shape) < 1 / 3, 0, first)
+
+    def one(sample: tuple[Scenes, Array, Array]) -> tuple[Array, Array]:
+        scene, latents, first = sample
+        frames = (vae.decode(latents[None])[0] + 1) * 127.5
+        past = jax.lax.dynamic_slice_in_dim(latents, chunk * first, chunk * chunks)
+        # A video's first latent frame is one frame.
+        start = each * (first + 1 + jnp.arange(chunks - 1)) - vae.config.temporal_stride + 1
+        seen = jax.vmap(lambda t: jax.lax.dynamic_slice_in_dim(frames, t - SEEN, SEEN))(start)
+        many = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (chunks - 1, *x.shape)), scene)
+        after, begin = go_on(many, seen, start)
+        video = jnp.concatenate([seen, render(after, each, begin).astype(jnp.float32)], axis=1)
+        target = vae.encode(video / 127.5 - 1)[:, -chunk:]
+        target = target.reshape(chunk * (chunks - 1), *target.shape[2:])
+        return past, jnp.concatenate([past[:chunk], target])
+
+    past, target = jax.lax.map(one, (scenes, latents, first))
+    return past.astype(jnp.float16), target.astype(jnp.float16)
