@@ -1,12 +1,8 @@
 import argparse
-import dataclasses
-import io
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -19,29 +15,17 @@ import numpy as np
 import pytest
 from models import PROMPT
 from PIL import Image
-from rich.console import Console
+from processes import frames, listing
 
 import tt_jax
-from convert import known
-from tt_jax import cache, pipeline, records
+from tt_jax import pipeline, records
 from tt_jax.cli import main as cli
-from tt_jax.cli import options, output, progress
+from tt_jax.cli import output
 from tt_jax.cli.run import script_of
 from tt_jax.evaluate import summary
 from tt_jax.media.write import write_video
-from tt_jax.models.configs import CONFIGS
-from tt_jax.strategies.presets import NAMES
-from tt_jax.trim.policies import POLICIES
 
-# Processes find the package wherever they run.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(tt_jax.__file__).parents[1])}
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every command runs in an empty folder, and says nothing while it runs."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(progress, "EVERY", 1e9)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture
@@ -56,16 +40,6 @@ def run(tiny_model, capsys):
         return code, *capsys.readouterr()
 
     return call
-
-
-def frames(path):
-    with av.open(path) as file:
-        return sum(1 for _ in file.decode(video=0))
-
-
-def listing(folder="."):
-    return sorted(os.path.relpath(os.path.join(where, name), folder)
-                  for where, _, names in os.walk(folder) for name in names)  # fmt: skip
 
 
 # --- generate and compare -----------------------------------------------------------------------
@@ -386,111 +360,7 @@ def test_what_out_means(out, path, tmp_path):
     assert output.plan(tmp_path / out, "", "video", samples=1).path == tmp_path / path
 
 
-# --- what is said -------------------------------------------------------------------------------
-
-
-def partly(kind, **fields):
-    """One of a frozen class of which only some fields are looked at."""
-    one = object.__new__(kind)
-    vars(one).update(fields)
-    return one
-
-
-def steps(chunks, pause=0.0):
-    """A run's chunks as `Tally` counts them: 9 frames, then 12 each, abnormal from the third on."""
-    for i in range(chunks):
-        time.sleep(pause)
-        severity = np.array([[0.5 if i else np.nan]])
-        rollout = partly(tt_jax.Rollout, triggered=np.array([[i > 1]]), severity=severity)
-        frames = np.zeros((1, 12 if i else 9, 2, 2, 3), np.uint8)
-        yield partly(tt_jax.Chunk, total=chunks, frames=frames, rollout=rollout)
-
-
-def test_what_is_said_of_a_run(monkeypatch):
-    clock = iter([0.0, 0.0, 20.0, 22.0, 24.0, 24.0])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    tally, chunks = progress.Tally("TokenTrim", 480, 16, acts=True), steps(41)
-    assert str(tally) == "compiling, 0:00"
-    tally.add(next(chunks))
-    assert str(tally) == "chunk 1 of 41, 0.6 of 30.0 s, 0 interventions"
-    tally.add(next(chunks))
-    tally.add(next(chunks))
-    assert str(tally) == (
-        "chunk 3 of 41, 2.1 of 30.0 s, 6.0 frames/s, 1:16 left, severity 0.500, 1 intervention"
-    )
-    tally.acts, tally.abnormal = False, 2
-    assert str(tally).endswith("2 abnormal chunks")
-
-
-def test_lines_without_a_terminal(monkeypatch, capsys):
-    """Even while nothing comes of the run, as while it is compiled."""
-    monkeypatch.setattr(progress, "EVERY", 0.05)
-    tally = progress.Tally("plain", 21, 16, acts=False)
-    assert len(list(progress.watch(steps(2, pause=0.4), tally))) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "tt-jax: plain: compiling, 0:00"
-    assert lines[-1].startswith("tt-jax: plain: chunk 1 of 2, 0.6 of 1.3 s")
-
-
-def test_the_bar_on_a_terminal(monkeypatch):
-    screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=150, color_system=None)
-    monkeypatch.setattr(progress, "Console", lambda **_: terminal)
-    for _ in progress.watch(steps(2, pause=0.3), progress.Tally("plain", 21, 16, acts=False)):
-        pass
-    said = screen.getvalue()
-    assert "plain" in said and "compiling" in said and "0/?" not in said
-    assert "chunk 1 of 2, 0.6 of 1.3 s" in said and "chunk 2 of 2, 1.3 of 1.3 s" in said
-
-
 # --- the program --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["generate", "--help"], ["generate"], ["eval", "--nothing"], []],
-)
-def test_help_and_errors_of_arguments_import_no_jax(arguments):
-    code = """
-import sys
-from tt_jax.cli.main import main
-try:
-    main()
-finally:
-    heavy = {"jax", "flax", "numpy", "av", "PIL", "matplotlib"} & sys.modules.keys()
-    print(*heavy, file=sys.stderr)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == (0 if {"--help", "--version"} & {*arguments} else 2)
-    assert done.stderr.splitlines()[-1] == ""
-
-
-def test_version_and_help(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "500")  # nothing is broken at a hyphen
-    for arguments, said in [
-        (["--version"], [f"tt-jax {tt_jax.__version__}"]),
-        (["--help"], ["generate", "compare", "eval", "fetch"]),
-        (["generate", "--help"], ["else 30)", "(default: 0.1)", "tt-jax fetch", "top"]),
-        (["compare", "--help"], ["(default: 0)", "deviations above the mean"]),
-    ]:
-        with pytest.raises(SystemExit) as end:
-            cli.main(arguments)
-        out = " ".join(capsys.readouterr().out.split())
-        assert end.value.code == 0 and all(words in out for words in said)
-        assert "None" not in out and "False" not in out
-
-
-def test_names_and_defaults_are_the_libraries():
-    assert tuple(cache.NAMES) == options.CACHES
-    assert tuple(POLICIES) == options.POLICIES
-    assert sorted(options.PRESETS) == sorted(NAMES)
-    assert sorted(options.MODELS) == sorted(CONFIGS)
-    assert sorted(options.FETCHED) == sorted(known.KNOWN)
-    trim = dataclasses.asdict(tt_jax.TokenTrim())
-    switches = {"resample_noise": False, "prune_sink": False}
-    assert options.TRIM | switches == trim
 
 
 def test_the_process_is_left_as_it_was(run, monkeypatch):
@@ -508,29 +378,6 @@ def test_beside_the_main_thread(run):
     with ThreadPoolExecutor(1) as pool:
         code, _, err = pool.submit(run, "generate", "").result()
     assert code == 2 and "the prompt is empty" in err
-
-
-@pytest.mark.slow
-def test_without_a_home(tiny_model, tmp_path):
-    """No HOME, and a user whom the system doesn't know: nothing is kept, and all else works."""
-    code = """
-import os, sys
-os.environ.pop("HOME", None)
-os.environ.pop("XDG_CACHE_HOME", None)
-import pwd
-def unknown(uid):
-    raise KeyError(uid)
-pwd.getpwuid = unknown
-from tt_jax.cli.main import main
-sys.exit(main())
-"""
-    command = [sys.executable, "-c", code, "generate", PROMPT, "--model", str(tiny_model)]
-    done = subprocess.run(
-        [*command, "--seconds", "0.5", "--out", "made"], env=ENVIRONMENT, cwd=tmp_path,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert frames(tmp_path / "made" / "video.mp4") == 8
 
 
 # --- failures on the way ------------------------------------------------------------------------
@@ -557,78 +404,3 @@ def test_a_full_disk(run, monkeypatch):
     monkeypatch.setattr(records, "save", full)
     code, _, err = run("generate", PROMPT, "--seconds", "0.5", "--out", "made")
     assert code == 1 and err.count("\n") == 1 and "No space left" in err
-
-
-def interrupt(tiny_model, tmp_path, when, seconds, wrapper=("-m", "tt_jax"), number=signal.SIGINT):
-    """Starts a process and sends it a signal once `when()`; it ends with 130, in so many words,
-    which are returned."""
-    command = [sys.executable, *wrapper, "generate", PROMPT, "--model", str(tiny_model),
-               "--seconds", str(seconds), "--out", "made"]  # fmt: skip
-    environment = ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not when():
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    # On a busy machine, libraries may have complained of its slowness before.
-    assert process.returncode == 130 and "Traceback" not in err
-    assert err.endswith("tt-jax: interrupted.\n") and err.count("interrupted") == 1
-    return err
-
-
-@pytest.mark.slow
-def test_an_interrupt_while_generating(tiny_model, tmp_path):
-    compiled = tmp_path / "cache" / "tt-jax" / "programs"
-    interrupt(tiny_model, tmp_path, lambda: any(compiled.glob("*rollout*")), seconds=9000)
-    assert not (tmp_path / "made").exists()
-
-
-@pytest.mark.slow
-def test_what_was_finished_is_kept(tiny_model, tmp_path):
-    """A spot machine is taken away: the video so far plays, and the run can go on."""
-    saved = tmp_path / "made" / "video.run"
-    err = interrupt(
-        tiny_model, tmp_path, lambda: any(saved.glob("*/state-*")), 9000, number=signal.SIGTERM
-    )
-    assert "s that were finished are in made/video.partial.mp4.\n" in err
-    assert "go on with: tt-jax generate --resume made/video.run\n" in err
-    assert frames("made/video.partial.mp4") >= 160
-    assert sorted(os.listdir("made")) == ["video.partial.mp4", "video.run"]
-
-
-@pytest.mark.slow
-def test_an_interrupt_while_writing(tiny_model, tmp_path):
-    """Pictures take for ever here; the video is there already."""
-    slow = """
-import sys, time
-from tt_jax.cli.main import main
-from tt_jax.files import atomic
-from tt_jax.plots import style
-def save(figure, path):
-    with atomic(path) as aside:
-        aside.write_text("half")
-        time.sleep(1000)
-style.save = save
-sys.exit(main())
-"""
-    half = tmp_path / "made"
-    interrupt(tiny_model, tmp_path, lambda: any(half.glob(".*.png")), 0.5, wrapper=("-c", slow))
-    assert listing("made") == ["video.json", "video.mp4"] and frames("made/video.mp4") == 8
-
-
-# --- cache -------------------------------------------------------------------------------------
-
-
-def test_compiled_programs_are_kept(tmp_path, monkeypatch):
-    name = "JAX_COMPILATION_CACHE_DIR"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(name, raising=False)
-    cli.keep_programs()
-    assert os.environ.pop(name) == str(tmp_path / "tt-jax" / "programs")
-    monkeypatch.setenv(name, "/else/where")
-    cli.keep_programs()
-    assert os.environ.pop(name) == "/else/where"
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    cli.keep_programs()
-    assert name not in os.environ
