@@ -1,9 +1,11 @@
-"""A process of its own: fetches every known model into FOLDER, verifies it, makes some chunks.
+"""A process of its own: fetches every known model into FOLDER, verifies it, makes some chunks and
+decodes them with the tiny autoencoder.
 
 python tests/fetch_every_model.py FOLDER        prints a JSON object, a report for each model
 """
 
 import contextlib
+import functools
 import io
 import json
 import sys
@@ -15,12 +17,20 @@ import numpy as np
 
 import tt_jax
 from convert.known import KNOWN
-from tt_jax.checkpoint import read_manifest, read_stored
+from tt_jax.checkpoint import load_part, read_manifest, read_stored
 from tt_jax.cli.main import main
+from tt_jax.models.tiny_vae import TinyVAE
 from tt_jax.verify import check_arrays
 
+TAE, TINY = "taew2_1", "tiny_vae"
 # For what nobody says of a model: any, here.
 GUESSES = {"steps": (1000, 500), "shift": 5.0, "window": 9, "sink": 1}
+
+
+@functools.cache
+def tiny_vae(folder: Path) -> TinyVAE:
+    """The fetched one."""
+    return load_part(folder, TINY, read_stored(folder).parts[TINY], np.float32)
 
 
 def report(name: str, folder: Path) -> dict:
@@ -67,10 +77,13 @@ def report(name: str, folder: Path) -> dict:
     )  # fmt: skip
     about["chunks"] = out.latents.shape[1] // strategy.chunk
     about["frames"] = strategy.chunk
-    about["finite"] = bool(np.isfinite(out.latents).all())
+    frames = jax.jit(TinyVAE.decode)(tiny_vae(folder.parent / TAE), out.latents)
+    about["decoded"] = frames.shape[1]
+    about["finite"] = bool(np.isfinite(out.latents).all() and np.isfinite(frames).all())
     return about
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    print(json.dumps({name: report(name, folder / name) for name in KNOWN}))
+    names = [TAE, *(name for name in KNOWN if name != TAE)]
+    print(json.dumps({name: report(name, folder / name) for name in names}))

@@ -1,5 +1,6 @@
 """A tiny random model's folder, for tests of everything that loads one."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tt_jax.checkpoint import PARTS, abstract, save_part, write_config
+from tt_jax.checkpoint import (
+    PARTS,
+    abstract,
+    flatten,
+    nest,
+    quantised,
+    save_part,
+    shapes,
+    write_config,
+)
 from tt_jax.models.configs import ModelConfig, RolloutConfig
 from tt_jax.models.dit import DiT, DiTConfig
 from tt_jax.models.text import TextConfig
@@ -60,6 +70,9 @@ def random_params(part: str, config: Any) -> dict[str, Any]:
 
 
 def random_dit(config: DiTConfig) -> DiT:
-    """A transformer with `random_params`; made without compiling anything."""
+    """A transformer with `random_params`, rounded if it shall be; nothing is compiled for it."""
     graph = nnx.graphdef(abstract("dit", config, np.float32))
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, random_params("dit", config)))
+    params = random_params("dit", dataclasses.replace(config, quantize=None))
+    if config.quantize is not None:
+        params = nest(dict(quantised(shapes("dit", config), flatten(params))))
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, params))

@@ -1,10 +1,12 @@
 """A small rollout on a mesh, in a process of its own: `sharded.py OUT SHAPE... [PROCESS PORT]`.
 
-SHAPE is like 1x2x4: data, sequence, tensor. Writes the latents of each; with PROCESS and PORT this
-is one of two processes, each with its own devices. Of several shapes, the states of the first and
-the last are saved too, and each goes on on both meshes. Not a test by itself.
+SHAPE is like 1x2x4: data, sequence, tensor; 1x2x4-int8 with weights of 8 bits. Writes the latents
+of each; with PROCESS and PORT this is one of two processes, each with its own devices. Of several
+shapes, the states of the first and the last are saved too, and each goes on on both meshes. Not a
+test by itself.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,14 +26,16 @@ CONFIG = DiTConfig(dim=48, ffn_dim=64, layers=2, heads=2, channels=4, text_dim=1
 
 def made(name: str, chunks: int, state: State | None = None) -> Rollout:
     """Chunks for two prompts, of which those from the fourth on are made again."""
-    shape = tuple(map(int, name.split("x")))
+    size, _, quantize = name.partition("-")
+    shape = tuple(map(int, size.split("x")))
+    config = dataclasses.replace(CONFIG, layers=3 if quantize else 2, quantize=quantize or None)
     devices = jax.devices()[: int(np.prod(shape))]
     mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
     text = np.random.default_rng(1).normal(size=(2, 6, 16)).astype(np.float32)
     with jax.set_mesh(mesh):
         key = None if state else place(jax.random.key(0), mesh)
         out = rollout(
-            place(random_dit(CONFIG), mesh), place(text, mesh), key, chunks=chunks, grid=(8, 8),
+            place(random_dit(config), mesh), place(text, mesh), key, chunks=chunks, grid=(8, 8),
             strategy=SelfForcing(window=9), trim=TokenTrim(p=0.2, lam=-1e2), state=state,
         )  # fmt: skip
     shard = out.state.context.k.addressable_shards[0].data.shape

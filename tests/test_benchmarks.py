@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -42,3 +43,26 @@ def test_no_part_begins_when_time_is_over(tmp_path):
     device.main(["--toy", "--limit", "-1", "--out", str(out)])
     parts = json.loads(out.read_text())["parts"]
     assert parts and all("left out" in part for part in parts.values())
+
+
+def test_int8_is_judged_by_the_worst_chunk(capsys):
+    """What is printed, and that any choice of blocks is rounded as a loaded model is."""
+    from benchmarks import quantize
+
+    quantize.main(["--toy", "--chunks", "3", "--every", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    judged = {row[1]: row[2:] for row in rows if row[0] == "toy"}
+    worst = {name: float(cells[0].split()[0]) for name, cells in judged.items()}
+    assert list(worst) == ["int8, first and last block not", "int8, all blocks", "float32"]
+    assert all(20 < value < 90 for value in worst.values())
+    parts = {row[0]: [float(cell) for cell in row[1:]] for row in rows if "block" in row[0]}
+    assert list(parts) == ["block 1 of 3", "block 2 of 3", "block 3 of 3", "all blocks"]
+    assert np.isfinite(list(parts.values())).all()
+
+    case = quantize.random("toy", quantize.TOY, 2, 1)
+    got, wanted = (
+        quantize.Made.of(quantize.free(case, dit))
+        for dit in (quantize.some(case, list(quantize.GROUPS), [1]), quantize.shipped(case))
+    )
+    assert got.psnr(wanted).min() > 60

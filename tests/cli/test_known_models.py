@@ -83,6 +83,7 @@ def test_fetched_verified_and_rolled_out(name, reports):
     assert len(lacks) == bool(rollout.lacks)
     least = 5 if name == "rolling-forcing" else 2
     assert (report["chunks"], report["frames"]) == (least, rollout.chunk) and report["finite"]
+    assert report["decoded"] == 4 * least * rollout.chunk - 3
 
 
 def test_models_prints_every_row_with_what_is_unknown(capsys):

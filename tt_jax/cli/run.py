@@ -255,6 +255,11 @@ def settle(
     """
     devices.join(args)
     config, kind = read_config(find(args.model), vae=args.vae, quantize=args.quantize)
+    if config.dit.quantize and args.dtype == "float32":
+        raise ValueError(
+            f"weights rounded to {config.dit.quantize} can't be float32: leave --dtype out, or "
+            "take the model unquantised."
+        )
     runs = configurations(args, presets, caches, config.rollout)
     size = args.size or config.size
     pipeline.check_size(config, size)

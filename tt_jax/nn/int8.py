@@ -1,7 +1,7 @@
 """Linear layers with weights of 8 bits: a scale for each output channel.
 
-On a device whose matrix unit is faster with int8, each token's activations are rounded to int8 too,
-by a scale of their own; elsewhere the weights alone are small.
+The weights alone are small; activations stay. By a TPU v5e's compiler, to round these too, token by
+token, takes as long as products of whole numbers save.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int8
 
-from tt_jax.nn.attention import device_of
 from tt_jax.nn.layers import to_rank, wide
 
 KINDS = ("int8",)
 MOST = 127  # symmetric: -128 isn't used
-GAINS = ("tpu",)  # platforms on which activations are rounded too
 
 
 class Rounded(NamedTuple):
@@ -55,7 +53,7 @@ def round_to_int8(array: Float[np.ndarray, "*s"], axis: int) -> Rounded:
 
 
 def matmul(
-    x: Float[Array, "*s i"], kernel: Int8[Array, "i o"], scale: Float[Array, " o"], tokens: bool
+    x: Float[Array, "*s i"], kernel: Int8[Array, "i o"], scale: Float[Array, " o"]
 ) -> Float[Array, "*s o"]:
     """`x @ (kernel * scale)`.
 
@@ -63,38 +61,12 @@ def matmul(
         x: activations.
         kernel: rounded weights.
         scale: of each output channel.
-        tokens: round each token's activations to int8 too, and multiply whole numbers.
 
     Returns:
-        The product, in the dtype of `x`. The gradient by `x` is that of unrounded activations.
+        The product, in the dtype of `x`.
     """
-    if tokens:
-        return _whole(x, kernel, scale)
-    y = x @ kernel.astype(x.dtype)
-    return (wide(y) * to_rank(scale.astype(wide(y).dtype), y.ndim)).astype(x.dtype)
-
-
-@jax.custom_vjp
-def _whole(x: Array, kernel: Array, scale: Array) -> Array:
-    y = wide(x)
-    most = jnp.max(jnp.abs(y), axis=-1, keepdims=True) / MOST
-    values = jnp.round(y / jnp.where(most > 0, most, 1)).astype(jnp.int8)
-    product = jnp.matmul(values, kernel, preferred_element_type=jnp.int32)
-    factor = most * to_rank(scale.astype(most.dtype), y.ndim)
-    return (product.astype(y.dtype) * factor).astype(x.dtype)
-
-
-def _forward(x: Array, kernel: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _whole(x, kernel, scale), (kernel, scale)
-
-
-def _backward(kept: tuple[Array, Array], change: Array) -> tuple[Array, None, Array]:
-    kernel, scale = kept
-    scaled = (wide(change) * to_rank(scale, change.ndim)).astype(change.dtype)
-    return scaled @ kernel.astype(change.dtype).T, None, jnp.zeros_like(scale)
-
-
-_whole.defvjp(_forward, _backward)
+    y = wide(x @ kernel.astype(x.dtype))
+    return (y * to_rank(scale.astype(y.dtype), y.ndim)).astype(x.dtype)
 
 
 class Int8Linear(nnx.Module):
@@ -114,6 +86,5 @@ class Int8Linear(nnx.Module):
         self.bias = nnx.data(nnx.Param(jnp.zeros((out_dim,), dtype)) if bias else None)
 
     def __call__(self, x: Float[Array, "*s i"]) -> Float[Array, "*s o"]:
-        tokens = device_of(x)[0] in GAINS
-        y = matmul(x, self.kernel[...], self.scale[...], tokens)
+        y = matmul(x, self.kernel[...], self.scale[...])
         return y if self.bias is None else y + to_rank(self.bias[...], y.ndim)
