@@ -178,7 +178,7 @@ def forced(
         origin = dataclasses.replace(state.origin, model=dit.config, dtype=str(dtype))
         return dataclasses.replace(jax.tree.map(cast, state), origin=origin)
 
-    begun = [{"key": jax.random.key(0)}]
+    begun: list[dict[str, Any]] = [{"key": jax.random.key(0)}]
     begun += [{"state": here(before.state)} for before in reference[:-1]]
     chosen = begun[every - 1 :: every]
     return [tt_jax.rollout(dit, case.text, **start, **case.request(1)) for start in chosen]
