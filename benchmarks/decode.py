@@ -91,7 +91,7 @@ def on_tpu(way: Way) -> tuple[float, int]:
     assert text is not None and memory is not None  # a TPU's compiler shows them
     cycles = sum(count for _, _, count in tpu.operations(text))
     calls = CHUNK // way.at_once
-    return 1e3 * calls * cycles / tpu.CLOCK, memory.temp_size_in_bytes
+    return 1e3 * calls * cycles / tpu.clock(MACHINES["v5e-1"]), memory.temp_size_in_bytes
 
 
 def main(argv: list[str]) -> None:
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
         took = statistics.median(seconds[name])
         cells = f"{work / 1e12:.2f}", f"{took:.2f}", f"{decoding[name]:.0f}", f"{memory / 1e9:.2f}"
         row(name, *cells)
-    transformer = sum(tpu.chunk(options.layers)[0].values())
+    transformer = sum(tpu.chunk(options.layers, MACHINES["v5e-1"])[0].values())
     row(f"transformer of {options.layers} layers, five passes", "", "", f"{transformer:.0f}", "")
     for name, spent in decoding.items():
         share, rate = spent / (spent + transformer), 12e3 / (spent + transformer)

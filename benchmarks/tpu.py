@@ -1,10 +1,11 @@
-"""Where a chunk of Wan-1.3B spends its time on a TPU v5e, by its compiler's own estimates.
+"""Where a chunk of Wan-1.3B spends its time on a TPU, by its compiler's own estimates.
 
-    python -m benchmarks tpu        needs libtpu (the extra `tpu`), but no TPU
+    python -m benchmarks tpu                       a v5e; needs libtpu (the extra `tpu`), no TPU
+    python -m benchmarks tpu --machine v6e-8       v5e-4, v6e-1 and others of `tt-jax plan`
 
 30 layers at 832x480, window 21, bfloat16, chunks in which TokenTrim doesn't intervene. The compiler
 estimates cycles for each of its operations but the attention kernel's: those are counted from
-shapes, at the chip's peak, the least that they can take.
+shapes, at the chip's peak, the least that they can take. Of several chips, one is shown.
 """
 
 import argparse
@@ -20,10 +21,10 @@ import tt_jax
 from tt_jax.checkpoint import abstract
 from tt_jax.models.dit import DiTConfig
 from tt_jax.planning import compiler
-from tt_jax.planning.machines import MACHINES
+from tt_jax.planning.machines import MACHINES, Machine
 from tt_jax.strategies.self_forcing import SelfForcing
 
-CLOCK = 1.5e9  # of a v5e: its peak over two operations for each cell of four 128x128 arrays
+ARRAYS = {"TPU v5e": 4 * 128**2, "TPU v6e": 4 * 256**2}  # cells, of two operations a cycle each
 GRID = (60, 104)
 CYCLES, NAME = re.compile(r'"estimated_cycles":"(\d+)"'), re.compile(r'op_name="([^"]*)"')
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -82,10 +83,16 @@ def part(place: str, name: str) -> str:
     )
 
 
-def chunk(layers: int) -> tuple[dict[str, float], float, float]:
-    """Milliseconds of a chunk's parts; seconds of tracing, and of compiling."""
+def clock(machine: Machine) -> float:
+    """Cycles a second, by the peak that the maker publishes."""
+    assert machine.peak is not None
+    return machine.peak / (2 * ARRAYS[machine.chip])
+
+
+def chunk(layers: int, machine: Machine) -> tuple[dict[str, float], float, float, tuple[int, int]]:
+    """Milliseconds of a chunk's parts; seconds of tracing, and of compiling; bytes of arguments and
+    of temporaries. All on one chip."""
     config, strategy = DiTConfig(layers=layers), SelfForcing(window=21)
-    machine = MACHINES["v5e-1"]
     assert machine.peak is not None
     mesh = compiler.mesh_of(machine, config.heads)
     started = time.perf_counter()
@@ -94,9 +101,10 @@ def chunk(layers: int) -> tuple[dict[str, float], float, float]:
     lowered = tt_jax.lower(dit, text, chunks=40, grid=GRID, strategy=strategy, mesh=mesh)
     traced = time.perf_counter() - started
     with jax.set_mesh(mesh):
-        program = lowered.compile().as_text()
+        executable = lowered.compile()
     compiled = time.perf_counter() - started - traced
-    assert program is not None  # a TPU's compiler shows it
+    program, memory = executable.as_text(), executable.memory_analysis()
+    assert program is not None and memory is not None  # a TPU's compiler shows them
 
     steps, layers = len(strategy.steps), config.layers
     times = {CHUNK: 1, STEP: steps, STEP_LAYER: steps * layers, LAYER: layers}
@@ -107,19 +115,28 @@ def chunk(layers: int) -> tuple[dict[str, float], float, float]:
     tokens = GRID[0] * GRID[1] // config.patch**2
     queries, keys = strategy.chunk * tokens, strategy.window * tokens
     counted = 4 * queries * (keys + config.text_len) * config.dim * layers * (steps + 1)
-    rows = {name: 1e3 * cycles / CLOCK for name, cycles in spent.most_common()}
-    rows["attention kernels, at least"] = 1e3 * counted / machine.peak
-    return rows, traced, compiled
+    rows = {name: 1e3 * cycles / clock(machine) for name, cycles in spent.most_common()}
+    rows["attention kernels, at least"] = 1e3 * counted / machine.peak / machine.chips
+    held = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return rows, traced, compiled, held
 
 
 def main(argv: list[str]) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks tpu", description=__doc__)
+    known = [name for name, machine in MACHINES.items() if machine.chip in ARRAYS]
+    parser.add_argument("--machine", choices=known, default="v5e-1")
     parser.add_argument("--layers", type=int, default=30)
-    rows, traced, compiled = chunk(parser.parse_args(argv).layers)
+    options = parser.parse_args(argv)
+    rows, traced, compiled, held = chunk(options.layers, MACHINES[options.machine])
     total = sum(rows.values())
+    arguments, temporaries = (f"{size / 1e9:.2f} GB" for size in held)
 
-    print(f"traced and lowered in {traced:.1f} s, compiled in {compiled:.0f} s")
+    print(
+        f"{options.machine}: traced and lowered in {traced:.1f} s, compiled in {compiled:.0f} s; ",
+        end="",
+    )
+    print(f"on each chip {arguments} of arguments, {temporaries} of temporaries")
     print("| a chunk of 12 frames, five passes | ms | share |")
     print("|---|---|---|")
     for name, value in sorted(rows.items(), key=lambda row: -row[1]):

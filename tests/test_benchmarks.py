@@ -66,3 +66,14 @@ def test_int8_is_judged_by_the_worst_chunk(capsys):
         for dit in (quantize.some(case, list(quantize.GROUPS), [1]), quantize.shipped(case))
     )
     assert got.psnr(wanted).min() > 60
+
+
+def test_a_second_start_compiles_nothing(capsys):
+    from benchmarks import start
+
+    start.main(["--toy"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    read = {row[0].strip(): row for row in rows if "warm" in row[1]}
+    assert list(read) == ["tt_jax", "safetensors"]
+    compiled = {row[0].strip(): int(row[4]) for row in rows[-2:]}
+    assert compiled["first"] > 5 and compiled["second"] == 0

@@ -21,11 +21,19 @@ def reference(q, k, v, mask):
     return np.einsum("bnts,bsnh->btnh", weights, v)
 
 
-@pytest.fixture(params=[None, 1, 2 * 4 * B * N * S], ids=["one block", "rows", "two rows"])
+@pytest.fixture(
+    params=[
+        {},
+        {"CACHE_BYTES": 4 * T * S},
+        {"CACHE_BYTES": 2 * 4 * S},
+        {"LOGIT_BYTES": 1, "CACHE_BYTES": 1},
+    ],
+    ids=["one block", "heads", "two rows", "rows"],
+)
 def blocks(request, monkeypatch):
-    """The same tests with logits made in blocks of queries."""
-    if request.param is not None:
-        monkeypatch.setattr(module, "LOGIT_BYTES", request.param)
+    """The same tests with logits made head by head, and in blocks of queries."""
+    for name, value in request.param.items():
+        monkeypatch.setattr(module, name, value)
 
 
 def inputs(dtype=np.float32):
@@ -80,9 +88,12 @@ def test_gradient_through_blocks(monkeypatch):
         return jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v) ** 2), (0, 1, 2))(q, k, v)
 
     whole = gradient()
-    monkeypatch.setattr(module, "LOGIT_BYTES", 1)
-    for a, b in zip(whole, gradient(), strict=True):
+    monkeypatch.setattr(module, "CACHE_BYTES", 1)  # kept
+    kept = gradient()
+    monkeypatch.setattr(module, "LOGIT_BYTES", 1)  # made again
+    for a, b, c in zip(whole, kept, gradient(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, c, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +120,9 @@ def test_a_prime_number_of_queries(monkeypatch, name):
     mask = MASKS[name] if name == "per sample" else rng.random((B, 13, S)) < 0.5
     monkeypatch.setattr(module, "LOGIT_BYTES", 6 * 4 * B * N * S)
     np.testing.assert_allclose(
-        attention(q, k, v, jnp.asarray(mask)), reference(q, k, v, mask), atol=2e-6
+        module.xla(q, k, v, jnp.asarray(mask)), reference(q, k, v, mask), atol=2e-6
     )
-    program = jax.make_jaxpr(lambda *x: attention(*x))(q, k, v, jnp.asarray(mask))
+    program = jax.make_jaxpr(lambda *x: module.xla(*x))(q, k, v, jnp.asarray(mask))
     scans = [e.params["length"] for e in program.jaxpr.eqns if e.primitive.name == "scan"]
     assert scans == [3]
 

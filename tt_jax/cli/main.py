@@ -123,6 +123,8 @@ def keep_programs() -> None:
     except OSError:  # a home that can't be written: without a cache
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    # Else those that compile within a second would be compiled at every start.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def stop(*_: Any) -> NoReturn:

@@ -53,13 +53,12 @@ def attention(
         ValueError: `impl` is a kernel, and there is a bias, or the mask differs between the
             queries of a sample.
     """
-    if bias is not None:
-        if impl not in (None, "xla"):
-            raise ValueError(f"{impl} attention takes no bias: use xla.")
-        return sharded(partial(xla, bias=bias), q, *joined(k, v, past), mask)
-    impl = choice(q, k, mask).impl if impl is None else impl
+    if bias is not None and impl not in (None, "xla"):
+        raise ValueError(f"{impl} attention takes no bias: use xla.")
+    impl = "xla" if bias is not None else choice(q, k, mask).impl if impl is None else impl
     if impl == "xla":
-        return sharded(xla, q, *joined(k, v, past), mask)
+        attend = partial(xla, bias=bias, cached=device_of(q)[0] == "cpu")
+        return sharded(attend, q, *joined(k, v, past), mask)
     from tt_jax.nn import kernels  # here: importing Pallas takes longer than all the rest
 
     if mask is not None and mask.shape[1] > 1:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from tt_jax.nn.layers import to_rank, wide_dtype
 
 LOGIT_BYTES = 256 * 2**20  # at most this much for one block of attention logits
+CACHE_BYTES = 4 * 2**20  # on a CPU, which has this much cache, and some of it for a core alone
 
 
 class Past(NamedTuple):
@@ -56,6 +57,7 @@ def xla(
     v: Float[Array, "b s n h"],
     mask: Bool[Array, "#b #t s"] | None,
     bias: Float[Array, " s"] | None = None,
+    cached: bool = False,
 ) -> Float[Array, "b t n h"]:
     """Softmax attention, scale 1/sqrt(h), as XLA compiles it: for any device, dtype and mask.
 
@@ -68,31 +70,61 @@ def xla(
         v: values `[B, S, N, H]`.
         mask: which keys a query may see, `[B or 1, T or 1, S]`; None for all.
         bias: added to the logits of each key, `[S]`; None for nothing.
+        cached: take head by head and blocks whose logits stay in a CPU's cache, which another
+            device would have to work on one after the other.
 
     Returns:
         `[B, T, N, H]` in the values' dtype. A query that may see no key at all gets the mean of
         all values.
     """
-    b, t, n, _ = q.shape
-    s = k.shape[1]
-    rows = max(1, LOGIT_BYTES // (4 * b * n * s))
-    if t <= rows:
-        return _attend(q, k, v, mask, bias)
-    block = block_size(t, rows)
+    b, t, n, h = q.shape
+    row = 4 * k.shape[1]  # bytes of the logits of a query of one head
+    whole = b * n * t * row
+    again = whole > LOGIT_BYTES
+    if not cached or whole <= CACHE_BYTES:
+        return _in_blocks(q, k, v, mask, bias, LOGIT_BYTES // (b * n * row), again)
+
+    def head(parts: tuple[Array, Array, Array, Array]) -> Float[Array, "1 t 1 h"]:
+        number, queries, keys, values = parts
+        seen = mask
+        if mask is not None and mask.shape[0] > 1:
+            seen = jax.lax.dynamic_index_in_dim(mask, number // n)
+        return _in_blocks(queries, keys, values, seen, bias, CACHE_BYTES // row, again)
+
+    apart = (jnp.swapaxes(x, 1, 2).reshape(b * n, 1, -1, 1, h) for x in (q, k, v))
+    heads = jax.lax.map(head, (jnp.arange(b * n, dtype=jnp.int32), *apart))
+    return jnp.swapaxes(heads.reshape(b, n, t, h), 1, 2)
+
+
+def _in_blocks(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s n h"],
+    v: Float[Array, "b s n h"],
+    mask: Bool[Array, "#b #t s"] | None,
+    bias: Float[Array, " s"] | None,
+    most: int,
+    again: bool,
+) -> Float[Array, "b t n h"]:
+    """By blocks of at most so many queries, each made again in a backward pass if asked for: kept,
+    all weights would need too much memory."""
+    attend = jax.checkpoint(_attend) if again else _attend
+    t = q.shape[1]
+    if t <= most:
+        return attend(q, k, v, mask, bias)
+    block = block_size(t, max(1, most))
     count = -(-t // block)
     q = _padded(q, count * block)
     if mask is not None and mask.shape[1] > 1:
         mask = _padded(mask, count * block)
 
-    def attend(index: Int[Array, ""]) -> Float[Array, "b block n h"]:
-        part = jax.lax.dynamic_slice_in_dim(q, index * block, block, axis=1)
+    def part(index: Int[Array, ""]) -> Float[Array, "b block n h"]:
+        some = jax.lax.dynamic_slice_in_dim(q, index * block, block, axis=1)
         if mask is None or mask.shape[1] == 1:
-            return _attend(part, k, v, mask, bias)
+            return attend(some, k, v, mask, bias)
         rows = jax.lax.dynamic_slice_in_dim(mask, index * block, block, axis=1)
-        return _attend(part, k, v, rows, bias)
+        return attend(some, k, v, rows, bias)
 
-    # Recomputed in a backward pass: kept, the weights would need all the memory at once.
-    blocks = jax.lax.map(jax.checkpoint(attend), jnp.arange(count, dtype=jnp.int32))
+    blocks = jax.lax.map(part, jnp.arange(count, dtype=jnp.int32))
     return jnp.moveaxis(blocks, 0, 1).reshape(q.shape)[:, :t]
 
 
@@ -127,11 +159,16 @@ def _attend(
     mask: Bool[Array, "#b #t s"] | None,
     bias: Float[Array, " s"] | None,
 ) -> Float[Array, "b t n h"]:
+    # Heads in front, and the sum divided once a query and not once a weight: on a CPU a fifth less.
     kind = wide_dtype(q.dtype)
-    logits = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=kind) * q.shape[-1] ** -0.5
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    logits = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=kind) * q.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + to_rank(bias.astype(kind), 4)
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, jnp.finfo(kind).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bnts,bsnh->btnh", weights, v)
+    most = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - most)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    product = jnp.einsum("bnts,bnsh->bnth", weights.astype(v.dtype), v, preferred_element_type=kind)
+    return jnp.swapaxes((product / total).astype(v.dtype), 1, 2)
