@@ -142,9 +142,7 @@ def main(argv: list[str]) -> None:
                     f"| {name} | {kind} | {spent.seconds:.2f} | {spent.worked:.2f} | {extra:.2f} |"
                 )
         first, second = (generate(folder / "cache", folder / f"{n}.mp4") for n in (1, 2))
-    print(
-        "| start of `generate` | first chunk, s | of the first | CPU, s | programs compiled and kept |"
-    )
+    print("| start of `generate` | first chunk, s | of the first | CPU, s | programs kept |")
     print("|---|---|---|---|---|")
     for name, (seconds, worked, programs) in (("first", first), ("second", second)):
         share = f"{seconds / first[0]:.0%}"
