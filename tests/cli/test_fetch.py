@@ -1,7 +1,9 @@
 """`tt-jax fetch` against a stand-in for the hub, and `tt-jax verify` of what it made."""
 
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hub import COMMITS, DIT, WAN, environment, published, serve
@@ -25,11 +27,33 @@ def hub(content):
         yield handler
 
 
-def command(hub, tmp_path, *args, **variables):
-    env = environment(hub.url, tmp_path / "cache") | variables
+PROGRAM = """
+import contextlib, io, json, sys
+from tt_jax.cli.main import main
+for args in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(args)
+    print(json.dumps({"returncode": code, "stdout": out.getvalue(), "stderr": err.getvalue()}))
+"""
+
+
+def commands(hub, tmp_path, *several, **variables):
+    """Of one process, whose imports take longer than they do; what each ended with and said."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps([[*map(str, args)] for args in several])],
+        env=environment(hub.url, tmp_path / "cache") | variables, capture_output=True, text=True,
+        timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [SimpleNamespace(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def command(hub, tmp_path, *args):
+    """A process of its own, as it is called."""
     return subprocess.run(
         [sys.executable, "-m", "tt_jax", *map(str, args)],
-        env=env, capture_output=True, text=True, timeout=1200,
+        env=environment(hub.url, tmp_path / "cache"), capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
 
 
@@ -54,9 +78,10 @@ def test_generator_with_the_parts_it_lacks(hub, tmp_path):
 
     # another generator over it, at a tag: the other parts aren't downloaded again
     hub.requests.clear()
-    done = command(
-        hub, tmp_path, "fetch", "rolling-forcing", tmp_path / "model", "--revision", "v1"
-    )
+    done, verified = commands(
+        hub, tmp_path, ("fetch", "rolling-forcing", tmp_path / "model", "--revision", "v1"),
+        ("verify", tmp_path / "model"),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "academic-only" in done.stderr
     part = read_manifest(tmp_path / "model")["parts"]["dit"]
@@ -64,28 +89,28 @@ def test_generator_with_the_parts_it_lacks(hub, tmp_path):
     assert not any(WAN in path for _, path, _ in hub.requests)
 
     # random weights: everything is right but what the VAE makes of the test card
-    done = command(hub, tmp_path, "verify", tmp_path / "model")
-    assert done.returncode == 1, done.stderr
-    wrong = [line for line in done.stdout.splitlines() if "WRONG" in line]
+    assert verified.returncode == 1, verified.stderr
+    wrong = [line for line in verified.stdout.splitlines() if "WRONG" in line]
     assert len(wrong) == 1 and "round trip" in wrong[0]
-    assert any("one chunk" in line and "finite" in line for line in done.stdout.splitlines())
+    assert any("one chunk" in line and "finite" in line for line in verified.stdout.splitlines())
 
 
 @pytest.mark.slow
 def test_refusals(hub, tmp_path):
     target = tmp_path / "model"
-    done = command(hub, tmp_path, "fetch", "wan2.1-1.3b", target, "--revision", "none")
-    assert done.returncode == 2 and "no revision 'none'" in done.stderr
+    fetch = "fetch", "wan2.1-1.3b", target
     hub.wrong.add("Wan2.1_VAE.pth")
-    done = command(hub, tmp_path, "fetch", "wan2.1-1.3b", target)
+    none, done, other = commands(
+        hub, tmp_path, (*fetch, "--revision", "none"), fetch, ("fetch", "sora", target)
+    )
+    assert none.returncode == 2 and "no revision 'none'" in none.stderr
+    assert other.returncode == 2 and "there is no 'sora'" in other.stderr
     assert done.returncode == 2 and "isn't the file that Wan-AI" in done.stderr
     assert "Traceback" not in done.stderr and not target.exists()
     hub.wrong.clear()
-    done = command(hub, tmp_path, "fetch", "wan2.1-1.3b", target)
+    done = command(hub, tmp_path, *fetch)
     assert done.returncode == 0, done.stderr
     assert read_config(target)[1] == "bidirectional"
-    done = command(hub, tmp_path, "fetch", "sora", target)
-    assert done.returncode == 2 and "there is no 'sora'" in done.stderr
 
 
 def one_line(done, code):
@@ -98,38 +123,39 @@ def one_line(done, code):
 @pytest.mark.slow
 def test_without_the_hub(hub, tmp_path):
     """What was fetched once can be made again when the hub is switched off, dead, or shadowed."""
-    assert command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "a").returncode == 0
-    tag = ("fetch", "rolling-forcing", tmp_path / "b", "--revision", "v1")
-    assert command(hub, tmp_path, *tag).returncode == 0
+    base, tag = ("fetch", "self-forcing"), ("fetch", "rolling-forcing", "--revision", "v1")
+    lacks = "fetch", "wan2.1-14b", tmp_path / "x"
+    before = commands(hub, tmp_path, (*base, tmp_path / "a"), (*tag, tmp_path / "b"))
+    assert [done.returncode for done in before] == [0, 0]
     hub.requests.clear()
-    done = command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "c", HF_HUB_OFFLINE="1")
+    done, tagged, other = commands(
+        hub, tmp_path, (*base, tmp_path / "c"), (*tag, tmp_path / "d"),
+        ("fetch", "wan2.1-1.3b", tmp_path / "x"), HF_HUB_OFFLINE="1",
+    )  # fmt: skip
     assert done.returncode == 0 and not hub.requests, done.stderr
     assert "HF_HUB_OFFLINE is set" in done.stderr and str(tmp_path / "cache") in done.stderr
     a, c = (read_manifest(tmp_path / x) for x in "ac")
     assert a["parts"] == c["parts"] and a["tokenizer"] == c["tokenizer"] and a["kind"] == c["kind"]
-    tag = (*tag[:2], tmp_path / "d", *tag[3:])
-    done = command(hub, tmp_path, *tag, HF_HUB_OFFLINE="1")
-    assert done.returncode == 0, done.stderr
+    assert tagged.returncode == 0, tagged.stderr
     # not everything is there: the base transformer wasn't needed
-    done = command(hub, tmp_path, "fetch", "wan2.1-1.3b", tmp_path / "x", HF_HUB_OFFLINE="1")
-    line = one_line(done, 1)
+    line = one_line(other, 1)
     assert "doesn't have all of Wan-AI/Wan2.1-T2V-1.3B at main" in line and hub.url in line
     assert not (tmp_path / "x").exists()
 
     hub.portal = "<html><title>Hotel Wi-Fi</title>Log in</html>"
-    done = command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "f")
+    done, other = commands(hub, tmp_path, (*base, tmp_path / "f"), lacks)
     assert done.returncode == 0 and "answered with a web page ('Hotel Wi-Fi')" in done.stderr
-    line = one_line(command(hub, tmp_path, "fetch", "wan2.1-14b", tmp_path / "x"), 1)
+    line = one_line(other, 1)
     host = hub.url.removeprefix("http://")
     assert f"{host} answered with a web page ('Hotel Wi-Fi'), status 200" in line
     hub.portal = "Squid: access denied"
-    line = one_line(command(hub, tmp_path, "fetch", "wan2.1-14b", tmp_path / "x"), 1)
+    line = one_line(command(hub, tmp_path, *lacks), 1)
     assert f"{host} answered 'Squid: access denied', status 200, not as the hub does" in line
 
     hub.url = "http://127.0.0.1:1"
-    done = command(hub, tmp_path, "fetch", "self-forcing", tmp_path / "g")
+    done, other = commands(hub, tmp_path, (*base, tmp_path / "g"), lacks)
     assert done.returncode == 0 and "127.0.0.1:1 can't be reached" in done.stderr
-    line = one_line(command(hub, tmp_path, "fetch", "wan2.1-14b", tmp_path / "x"), 1)
+    line = one_line(other, 1)
     assert "127.0.0.1:1 can't be reached: Connection refused" in line
 
 

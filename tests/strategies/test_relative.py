@@ -40,7 +40,9 @@ def plain_rollout(dit, text, noise, window, sink):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sink", [0, 1, 3])
+@pytest.mark.parametrize(
+    "sink", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_against_a_plain_loop(sink):
     dit = random_dit(CONFIG)
     text = jax.random.normal(jax.random.key(1), (1, 6, 16)).at[0, 4:].set(0)
