@@ -16,6 +16,7 @@ from models import PROMPT
 import tt_jax
 from tt_jax.cli import generate, resume
 from tt_jax.cli import main as cli
+from tt_jax.cli.output import Output
 from tt_jax.models.vae import Cache
 from tt_jax.trim.policies import POLICIES
 
@@ -146,6 +147,25 @@ def test_a_full_disk_keeps_the_state_before(tiny_model, tmp_path, monkeypatch, c
 
 def read_only(**_):
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_run_that_is_killed_while_it_clears_up_can_go_on(tmp_path, monkeypatch):
+    output = Output(tmp_path / "video.mp4", False, 1)
+    take = output.unfinished / "TokenTrim"
+    take.mkdir(parents=True)
+    (take / "state-000001").touch()
+    (take / "segment-000000-0.mp4").touch()
+    resume.save(output.unfinished, {"command": "tt-jax generate x"})
+    real, left = os.unlink, []
+
+    def watched(path, **settings):  # what is there after each file that goes
+        real(path, **settings)
+        left.append(sorted(p.name for p in output.unfinished.rglob("*") if p.is_file()))
+
+    monkeypatch.setattr(os, "unlink", watched)
+    output.clear()
+    assert left == [["request.json", "segment-000000-0.mp4"], ["request.json"], []]
+    assert not tmp_path.exists()
 
 
 def test_a_run_goes_on_where_it_is_told(tmp_path):

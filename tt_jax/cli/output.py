@@ -89,7 +89,14 @@ class Output:
         raise AssertionError  # it never ends
 
     def clear(self) -> None:
-        """Removes the folder `unfinished`, and the folder around it where nothing else is in it."""
+        """Removes the folder `unfinished`, and the folder around it where nothing else is in it.
+
+        States go first, what was asked for goes last: a run that is killed meanwhile can go on.
+        """
+        for state in self.unfinished.glob("*/state-*"):
+            state.unlink(missing_ok=True)
+        for folder in self.unfinished.glob("*/"):
+            shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.unfinished, ignore_errors=True)
         with suppress(OSError):
             self.path.parent.rmdir()
