@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # The median case of drift: see .docs/median.py.
-PROMPT ?= a medium yellow triangle at the bottom moving right fast on a black background, fixed camera
+PROMPT ?= a big cyan circle moving up gently over a gray background, fixed camera
 
 .PHONY: demo serve pictures train-gpu test newest lint notebooks docs release clean
 
