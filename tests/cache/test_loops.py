@@ -368,8 +368,9 @@ def test_plain_loop(policy, loop):
         assert max(t[4] for t in loops[0].tokens) == 1
 
 
-def test_relax_forcing_with_an_archive_that_overflows():
-    policy = RelaxForcing(archive=15)
+@pytest.mark.parametrize("archive", [15, 16])
+def test_relax_forcing_with_an_archive_that_overflows(archive):
+    policy = RelaxForcing(archive=archive)
     first = PlainRelax(policy)
     compare(policy, [first, PlainRelax(policy, first)], 12)
 

@@ -100,7 +100,7 @@ class LongLive(Window):
         # Frames of the pass; negative ones aren't there yet.
         number = frame - count + jnp.arange(count, dtype=jnp.int32)
         tokens = memory["tokens"][:, number % count]
-        there = memory["valid"][:, number % count] & (number >= 0)[None, :, None]
+        there = memory["valid"][:, number % count]
         sink_stays = jnp.asarray(self.keep_sink) & (frame > count)
         there &= ~sink_stays | (jnp.arange(count, dtype=jnp.int32) >= self.sink)[None, :, None]
         sinks = context.valid[:, : self.sink] & sink_stays
