@@ -30,11 +30,11 @@ jaxtyping.install_import_hook(
 )
 
 from models import write_tiny_model  # noqa: E402
+from recorded import SHARED  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 _figures: list[tuple[str, str, str, float, float]] = []
 
 

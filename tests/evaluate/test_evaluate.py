@@ -11,7 +11,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from conftest import SHARED
+from recorded import SHARED
 
 from tt_jax.cli.main import main
 from tt_jax.evaluate import measures, summary, vbench
