@@ -65,6 +65,15 @@ def fastest():
 
 
 @pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Every command runs in an empty folder, and says nothing while it runs."""
+    from tt_jax.cli import progress
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "EVERY", 1e9)
+
+
+@pytest.fixture
 def unchecked():
     """Lets wrong types through to our own refusals, as they come from people."""
     jaxtyping.config.update("jaxtyping_disable", True)
