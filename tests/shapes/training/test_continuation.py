@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 import tt_jax
-from tt_jax.shapes.training import stages
+from tt_jax.shapes.training import rollouts
 from tt_jax.shapes.training.continuation import SEEN, go_on
 from tt_jax.shapes.training.scenes import from_scenes, render, sample
 from tt_jax.shapes.world import Object, Scene
@@ -71,7 +71,7 @@ def test_what_comes_after_perfect_rollouts_is_the_truth():
     scenes = sample(jax.random.key(3), 4)
     video = jax.jit(render, static_argnums=1)(scenes, 4 * 9 - 3)
     latents = jax.jit(lambda video: vae.encode(video.astype(jnp.float32) / 127.5 - 1))(video)
-    past, target = stages._continue(graph, 2, state, scenes, latents, jax.random.key(0))
+    past, target = rollouts._continue(graph, 2, state, scenes, latents, jax.random.key(0))
     for one, then, whole in zip(past, target, np.asarray(latents), strict=True):
         first = [f for f in (0, 3) if np.array_equal(one, whole[f : f + 6].astype(np.float16))]
         assert first and np.array_equal(then[:3], one[:3])

@@ -32,6 +32,7 @@ from tt_jax.shapes.training.captions import read_grammar
 from tt_jax.shapes.training.optimise import Log, Params, run_stage
 from tt_jax.shapes.training.reading import questions
 from tt_jax.shapes.training.recipe import STAGES, Recipe
+from tt_jax.shapes.training.rollouts import own_past
 from tt_jax.shapes.world import sample_scene
 
 CAPTIONS = 6000  # that the tokenizer is made from
@@ -106,7 +107,7 @@ def train(
         first, second, third = jax.random.split(key, 3)
         pool = longer(second, recipe.own_pool, False)
         both = {"dit": params["dit"], "text": young["text"]}
-        return openings(params, first), stages.own_past(maker, vae, pool)(both, third)
+        return openings(params, first), own_past(maker, vae, pool)(both, third)
 
     params = run("pictures", params, stages.pictures(maker), openings)
     young = run("clips", params, stages.clips(maker), pools)

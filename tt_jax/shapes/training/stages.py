@@ -4,7 +4,6 @@ Every loss takes the stage's parameters, its data and a key, and draws its own b
 Axes: B sample, F latent frame, N chunk of a clip.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,21 +13,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int, Key
 
-from tt_jax._rollout import rollout
 from tt_jax.models.configs import ModelConfig
 from tt_jax.models.vae import VAE
 from tt_jax.nn.layers import wide
 from tt_jax.shapes.training.captions import Grammar, say
-from tt_jax.shapes.training.continuation import SEEN, go_on
 from tt_jax.shapes.training.losses import clip_loss, denoising_loss, window_loss
 from tt_jax.shapes.training.optimise import Loss, Params
 from tt_jax.shapes.training.reading import answers, reading_loss
 from tt_jax.shapes.training.recipe import Recipe
 from tt_jax.shapes.training.scenes import Scenes, render, sample
 from tt_jax.shapes.world import FPS, SIDE
-from tt_jax.strategies.presets import own
 from tt_jax.strategies.schedule import time_sinusoid, warp
-from tt_jax.trim.tokentrim import TokenTrim
 
 LATE = 8 * FPS  # frames within which clips that don't begin with the video begin
 SKIPPED = 2  # their first latent frames, which are coded without the past: left out
@@ -397,80 +392,3 @@ def _windows(maker, params, scenes, latents, keys) -> Array:
     counts = there & ~clean
     total = jnp.sum(jnp.where(counts, weigh(latents) * error, 0))
     return total / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1)
-
-
-def own_past(maker: Maker, vae: VAE, pool: Pool) -> Callable[[Params, Key[Array, ""]], Pool]:
-    """The pool with the model's own rollouts as the past, and what should come after it.
-
-    A rollout is made from the caption alone, `recipe.own_chunks` long; some chunks of it are the
-    past. After each of them the scene goes on from where the rollout shows it (`continuation`), so
-    that a chunk is never asked to jump to where the clip would be.
-
-    Args:
-        maker: what the stages share.
-        vae: what decodes the rollouts and encodes what comes after them.
-        pool: clips.
-
-    Returns:
-        Makes that pool, of parameters and a key.
-    """
-    recipe, rollout_config = maker.recipe, maker.config.rollout
-    chunks, (height, width) = pool.latents.shape[1] // rollout_config.chunk, pool.latents.shape[2:4]
-    strategy = own(rollout_config)
-    graph, state = nnx.split(vae)
-
-    def make(params: Params, key: Key[Array, ""]) -> Pool:
-        dit, encoder = maker.models(params)
-        speak, *keys = jax.random.split(key, 1 + -(-len(pool.latents) // recipe.encode))
-        text = jax.jit(lambda key, scenes: maker.text(encoder, key, scenes))(speak, pool.scenes)
-        parts = []
-        for i, key in enumerate(keys):
-            rows = slice(i * recipe.encode, (i + 1) * recipe.encode)
-            latents = rollout(
-                dit, text[rows], key, chunks=recipe.own_chunks, grid=(height, width),
-                strategy=strategy, trim=TokenTrim.off(),
-            ).latents  # fmt: skip
-            scenes = jax.tree.map(lambda x, rows=rows: x[rows], pool.scenes)
-            parts.append(_continue(graph, chunks, state, scenes, latents.astype(jnp.float32), key))
-        past, target = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-        return pool._replace(past=past, target=target)
-
-    return make
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _continue(
-    graph: nnx.GraphDef,
-    chunks: int,
-    state: Any,
-    scenes: Scenes,
-    latents: Float[Array, "b f h w c"],
-    key: Key[Array, ""],
-) -> tuple[Array, Array]:
-    """Some chunks of each rollout, and what should come in place of all but their first, float16.
-
-    A third begins with the video.
-    """
-    vae, chunk = nnx.merge(graph, state), 3
-    each = vae.config.temporal_stride * chunk  # frames
-    where, early = jax.random.split(key)
-    last = latents.shape[1] // chunk - chunks
-    first = jax.random.randint(where, (len(latents),), 0, last + 1)
-    first = jnp.where(jax.random.uniform(early, first.shape) < 1 / 3, 0, first)
-
-    def one(sample: tuple[Scenes, Array, Array]) -> tuple[Array, Array]:
-        scene, latents, first = sample
-        frames = (vae.decode(latents[None])[0] + 1) * 127.5
-        past = jax.lax.dynamic_slice_in_dim(latents, chunk * first, chunk * chunks)
-        # A video's first latent frame is one frame.
-        start = each * (first + 1 + jnp.arange(chunks - 1)) - vae.config.temporal_stride + 1
-        seen = jax.vmap(lambda t: jax.lax.dynamic_slice_in_dim(frames, t - SEEN, SEEN))(start)
-        many = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (chunks - 1, *x.shape)), scene)
-        after, begin = go_on(many, seen, start)
-        video = jnp.concatenate([seen, render(after, each, begin).astype(jnp.float32)], axis=1)
-        target = vae.encode(video / 127.5 - 1)[:, -chunk:]
-        target = target.reshape(chunk * (chunks - 1), *target.shape[2:])
-        return past, jnp.concatenate([past[:chunk], target])
-
-    past, target = jax.lax.map(one, (scenes, latents, first))
-    return past.astype(jnp.float16), target.astype(jnp.float16)
