@@ -67,6 +67,7 @@ def test_a_ground_that_slid_too_far_goes_on_from_there():
 @pytest.mark.slow
 def test_what_comes_after_perfect_rollouts_is_the_truth():
     vae = tt_jax.load("shapes").vae
+    assert vae is not None
     graph, state = nnx.split(vae)
     scenes = sample(jax.random.key(3), 4)
     video = jax.jit(render, static_argnums=1)(scenes, 4 * 9 - 3)
