@@ -222,14 +222,14 @@ def decoders(asked: Settings) -> Part:
     latents = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, *asked.grid, channels)))
     latents = latents.astype(jnp.float32)
     part: Part = {}
-    for name, config, at_once in (("vae", asked.vae, 1), ("tiny_vae", asked.tiny, 3)):
+    for name, config in (("vae", asked.vae), ("tiny_vae", asked.tiny)):
         graph, weights = nnx.split(random_module(name, config, jnp.bfloat16))
-        _, cache = decode_some(graph, weights, None, latents[:, :at_once])
+        _, cache = decode_some(graph, weights, None, latents[:, :1])
 
-        def decode(graph: Any = graph, weights: Any = weights, cache: Any = cache, n=at_once):
+        def decode(graph: Any = graph, weights: Any = weights, cache: Any = cache):
             frames = []
-            for i in range(0, 3, n):
-                some, cache = decode_some(graph, weights, cache, latents[:, i : i + n])
+            for i in range(3):
+                some, cache = decode_some(graph, weights, cache, latents[:, i : i + 1])
                 frames.append(some)
             return frames
 

@@ -131,7 +131,6 @@ class Decoder:
         vae: full or tiny.
         cache: the VAE's after the video that is continued, None for a new one.
         initial: latent frames in front of the first chunk's.
-        at_once: latent frames that one program decodes.
     """
 
     def __init__(
@@ -139,10 +138,9 @@ class Decoder:
         vae: VAE | TinyVAE,
         cache: Cache,
         initial: Float[Array | np.ndarray, "b t h w c"] | None,
-        at_once: int,
     ) -> None:
         self.decode = partial(decode, *nnx.split(vae))
-        self.cache, self.initial, self.at_once = cache, initial, at_once
+        self.cache, self.initial = cache, initial
 
     def __call__(
         self, out: Rollout
@@ -153,8 +151,9 @@ class Decoder:
             latents = jnp.concatenate([self.initial, latents], axis=1)
             self.initial = None
         parts = []
-        for i in range(0, latents.shape[1], self.at_once):
-            part, self.cache = self.decode(self.cache, latents[:, i : i + self.at_once])
+        # One latent frame a call: one program whatever their number, and several are no faster.
+        for i in range(latents.shape[1]):
+            part, self.cache = self.decode(self.cache, latents[:, i : i + 1])
             parts.append(part)
         return out, _finite(out.latents), parts, self.cache
 

@@ -335,8 +335,6 @@ class Pipeline:
         """The chunks from `done` on; before them came `shown` frames."""
         side = self.config.vae.spatial_stride
         grid = (size[0] // side, size[1] // side)
-        # One latent frame, the same program whatever their number; the tiny VAE gains by more.
-        at_once = strategy.chunk if isinstance(self.vae, TinyVAE) else 1
         inner, cache = (None, None) if state is None else shared((state.rollout, state.cache))
         surplus = np.zeros((len(text), 0, *size, 3), np.uint8) if state is None else state.surplus
         again = 0 if state is None else strategy.lag
@@ -357,7 +355,7 @@ class Pipeline:
         )  # fmt: skip
         kept = cache, surplus
         assert self.vae is not None  # `stream` asks for it
-        made = ahead(map(Decoder(self.vae, cache, initial, at_once), latent))
+        made = ahead(map(Decoder(self.vae, cache, initial), latent))
         del state, inner  # a state is held by nobody but whoever was given it, and the next one's
         for index in range(done, chunks):
             out, finite, parts, cache = next(made)

@@ -122,9 +122,10 @@ def estimate(
     denoising = logits + batch * (2 * (past + own) * dit.dim * kind + own * per_token)
     if strategy.guidance is not None:  # its backward pass, and every layer's input
         denoising = 2 * denoising + batch * own * dit.layers * dit.dim * kind
-    # The last level, at full resolution: about eight of its arrays at once, the cache included.
-    if isinstance(vae, TinyVAEConfig):  # a whole chunk, whose patches are pixels
-        decoding = 8 * strategy.chunk * height * width * vae.widths[-1] * kind // vae.patch**2
+    # A latent frame's last level, at full resolution: about eight of its arrays at once, the cache
+    # included; of the tiny VAE, whose patches are pixels, about four.
+    if isinstance(vae, TinyVAEConfig):
+        decoding = 4 * height * width * vae.widths[-1] * kind // vae.patch**2
     else:
         decoding = 8 * height * width * vae.dim * vae.dim_mult[0] * kind
     decoding *= vae.temporal_stride
