@@ -24,8 +24,8 @@ LIST = """prompt,seed,name
 a small red circle,3,one
 a large blue square,4,Two
 ,x,
-a green star,5,two
-a green star,6,
+a green cross,5,two
+a green cross,6,
 a small red circle,9,../x
 """
 
@@ -41,9 +41,9 @@ def severities(record, label="TokenTrim"):
 
 
 @pytest.mark.slow
-def test_a_folder_of_videos(tiny_model, capsys, monkeypatch):
+def test_a_folder_of_videos(capsys, monkeypatch):
     Path("list.csv").write_text(LIST)
-    command = ["generate", "--prompts", "list.csv", "--model", str(tiny_model), *SETTINGS]
+    command = ["generate", "--prompts", "list.csv", "--model", "shapes", *SETTINGS]
     command += ["--batch", "2", "--out", "made"]
     real, saved = records.save, []
 
@@ -79,7 +79,7 @@ def test_a_folder_of_videos(tiny_model, capsys, monkeypatch):
 
     # Alone, a video is what it is beside others.
     two = json.loads(Path("made/Two.json").read_text(encoding="utf-8"))
-    pipe = tt_jax.load(tiny_model)
+    pipe = tt_jax.load("shapes")
     trim = tt_jax.TokenTrim(p=0.2, lam=-100.0, warmup=1)
     alone = pipe.generate("a large blue square", seconds=1.3, seed=4, trim=trim)
     measured = np.nan_to_num(alone.rollout.numbers()["severity"][0])
@@ -87,13 +87,13 @@ def test_a_folder_of_videos(tiny_model, capsys, monkeypatch):
 
     assert cli.main([*command, "--window", "6"]) == 2
     assert "made was begun with another strategy" in capsys.readouterr().err
-    Path("list.csv").write_text("prompt,seed,name\na green star,3,one\n")
+    Path("list.csv").write_text("prompt,seed,name\na green cross,3,one\n")
     assert cli.main(command) == 1
     assert "line 2 of list.csv: made/one.json is of another video" in capsys.readouterr().err
 
 
 def test_no_seconds_are_no_default(capsys):
-    Path("list.txt").write_text("a green star [2s]\n")
+    Path("list.txt").write_text("a green cross [2s]\n")
     assert cli.main(["generate", "--prompts", "list.txt", "--seconds", "0"]) == 2
     assert "seconds for at least one frame, not 0" in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["list.txt"]
@@ -128,14 +128,14 @@ sys.exit(code)
 """
 
 
-def started(model, devices, *options):
+def started(devices, *options):
     """Begins a run of two videos, in a process that has so many devices; the last option is the
     folder's name, beside which it keeps the frames as no encoder has changed them."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(tt_jax.__file__).parents[1]), "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",
     }  # fmt: skip
-    command = ["generate", "a small red circle", "--model", str(model), *SETTINGS, "--batch", "2"]
+    command = ["generate", "a small red circle", "--model", "shapes", *SETTINGS, "--batch", "2"]
     return subprocess.Popen(
         [sys.executable, "-c", KEEPING, *command, *options], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -149,10 +149,10 @@ def finished(process):
 
 
 @pytest.fixture(scope="module")
-def one(tiny_model, tmp_path_factory):
+def one(tmp_path_factory):
     """The folder of the videos that one device makes."""
     folder = tmp_path_factory.mktemp("one") / "one"
-    finished(started(tiny_model, 1, "--mesh", "1", "--out", str(folder)))
+    finished(started(1, "--mesh", "1", "--out", str(folder)))
     return folder
 
 
@@ -162,29 +162,29 @@ def agree(folder, one, process=0):
     assert max(severities(right)) > 0.1
     np.testing.assert_allclose(severities(mine), severities(right), rtol=1e-6)
     frames, same = np.load(f"{folder}-{process}.npy"), np.load(f"{one}-0.npy")
-    assert frames.shape == (2, 21, 32, 32, 3)
+    assert frames.shape == (2, 21, 64, 64, 3)
     apart = np.abs(frames.astype(int) - same)
     assert apart.max() <= 1 and apart.mean() < 1e-3  # where a value is rounded
     return mine["device"]["mesh"]
 
 
 @pytest.mark.slow
-def test_a_mesh_of_eight_devices(tiny_model, one):
-    finished(started(tiny_model, 8, "--mesh", "data=2,sequence=2,tensor=2", "--out", "eight"))
-    assert agree(Path("eight"), one) == {"data": 2, "sequence": 2, "tensor": 2}
+def test_a_mesh_of_eight_devices(one):
+    finished(started(8, "--mesh", "data=2,sequence=4", "--out", "eight"))
+    assert agree(Path("eight"), one) == {"data": 2, "sequence": 4, "tensor": 1}
 
 
 @pytest.mark.slow
-def test_two_processes(tiny_model, one):
+def test_two_processes(one):
     """Each with a device, of which the first writes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
-    shared = ("--mesh", "tensor=2", "--coordinator", where, "--processes", "2", "--process")
-    both = [started(tiny_model, 1, *shared, str(i), "--out", "two") for i in range(2)]
+    shared = ("--mesh", "sequence=2", "--coordinator", where, "--processes", "2", "--process")
+    both = [started(1, *shared, str(i), "--out", "two") for i in range(2)]
     first, second = (finished(process) for process in both)
     # Gloo has a line of its own in both.
     assert first.endswith("two/video-0.mp4\ntwo/video-1.mp4\n") and "mp4" not in second
     for process in range(2):
-        assert agree(Path("two"), one, process) == {"data": 1, "sequence": 1, "tensor": 2}
+        assert agree(Path("two"), one, process) == {"data": 1, "sequence": 2, "tensor": 1}
     assert len(list(Path("two").iterdir())) == 5  # two videos, two pictures, a record
