@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from quick import FLAGS, fusions
+from quick import FLAGS, usual_fusions
 
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
@@ -58,9 +58,9 @@ def _forgotten():
 
 
 @pytest.fixture
-def fastest():
-    """Compiles fusions the quick way, for tests that compare nothing bit for bit."""
-    with fusions():
+def as_for_users():
+    """Compiles fusions in the usual way, for tests that compare programs bit for bit."""
+    with usual_fusions():
         yield
 
 

@@ -5,23 +5,22 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from unittest import mock
 
-FLAGS = "--xla_backend_optimization_level=0"  # the same programs
-# Of two ways to compile a fusion the one that takes half as long, for what isn't compared bit for
-# bit. Only JAX 0.10 has both.
-FUSIONS = {"xla_cpu_use_fusion_emitters": False} if version("jaxlib").startswith("0.10.") else {}
-FASTEST = " ".join([FLAGS, *(f"--{name}={value}" for name, value in FUSIONS.items())])
+# Of two ways to compile a fusion the one that takes half as long. Only JAX 0.10 has both.
+EMITTERS = "xla_cpu_use_fusion_emitters"
+BOTH = version("jaxlib").startswith("0.10.")
+FLAGS = "--xla_backend_optimization_level=0" + f" --{EMITTERS}=false" * BOTH
 
 
 @contextlib.contextmanager
-def fusions() -> Iterator[None]:
-    """Where programs are compiled with `FUSIONS`, whatever the process's flags."""
+def usual_fusions() -> Iterator[None]:
+    """Where fusions are compiled as they are for users, whatever the process's flags."""
     from jax._src import compiler  # reads the flags
 
     real = compiler.get_compile_options
 
     def options(*args, env_options_overrides=None, **others):
-        overrides = FUSIONS | (env_options_overrides or {})
+        overrides = {EMITTERS: True} | (env_options_overrides or {})
         return real(*args, env_options_overrides=overrides, **others)
 
-    with mock.patch.object(compiler, "get_compile_options", options):
+    with mock.patch.object(compiler, "get_compile_options", options) if BOTH else contextlib.nullcontext():
         yield

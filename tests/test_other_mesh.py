@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quick import FASTEST
+from quick import FLAGS
 
 import tt_jax
 
@@ -34,7 +34,7 @@ def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("meshes") / "latents.npz"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{FASTEST} --xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join([str(Path(tt_jax.__file__).parents[1]), str(HERE)]),
     }
     command = [sys.executable, str(HERE / "other_mesh.py"), str(path)]

@@ -37,7 +37,6 @@ def run(dit, text, chunks=2, trim=None, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fastest")
 @pytest.mark.parametrize(
     ("chunks", "trim"), [(1, TokenTrim.off()), (3, TokenTrim(lam=-100.0, warmup=1))]
 )
@@ -188,6 +187,7 @@ def test_generated_frames_as_initial_equal_going_on(dit, text):
 # --- noise --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("as_for_users")
 def test_noise_comes_from_the_documented_keys(dit, text):
     key, shape = jax.random.key(0), (3, *GRID, CONFIG.channels)
     fold = jax.random.fold_in

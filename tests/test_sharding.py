@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
-from quick import FASTEST
+from quick import FLAGS
 
 import tt_jax
 from tt_jax.checkpoint import shapes
@@ -27,7 +27,7 @@ def start(devices, *args):
     """The script with that many virtual CPU devices."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{FASTEST} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(Path(tt_jax.__file__).parents[1]), str(HERE)]),
     }
     command = [sys.executable, str(HERE / "sharded.py"), *map(str, args)]

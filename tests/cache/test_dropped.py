@@ -10,8 +10,6 @@ import pytest
 from tt_jax.cache import DeepForcing, FadeMem, LongLive, RollingSink, buffer
 from tt_jax.models.dit import KV
 
-pytestmark = pytest.mark.usefixtures("fastest")
-
 ROWS, COLUMNS, HEADS, WIDTH, CHUNK = 1, 2, 1, 12, 3
 PLACES = ROWS * COLUMNS
 

@@ -20,8 +20,6 @@ from tt_jax.cache import (
     buffer,
 )
 
-pytestmark = pytest.mark.usefixtures("fastest")
-
 LAYERS, HEADS, WIDTH, ROWS, COLUMNS, CHUNK = 2, 2, 12, 2, 2, 3
 PLACES = ROWS * COLUMNS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hub import environment, every_model, serve
-from quick import FASTEST
+from quick import FLAGS
 
 from convert.known import KNOWN
 from tt_jax import RollingForcing, SelfForcing, cache
@@ -50,7 +50,7 @@ def reports(tmp_path_factory):
     with serve(every_model(folder / "files")) as hub:
         done = subprocess.run(
             [sys.executable, Path(__file__).parents[1] / "fetch_every_model.py", folder / "models"],
-            env=environment(hub.url, folder / "cache") | {"XLA_FLAGS": FASTEST},
+            env=environment(hub.url, folder / "cache") | {"XLA_FLAGS": FLAGS},
             capture_output=True, text=True, timeout=1200,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -15,8 +15,6 @@ from tt_jax.models.dit import DiTConfig
 from tt_jax.strategies import flowmo
 from tt_jax.strategies.schedule import time_sinusoid, warp
 
-pytestmark = pytest.mark.usefixtures("fastest")
-
 GRID = (4, 4)
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
 

@@ -13,8 +13,6 @@ from tt_jax.cache import Window
 from tt_jax.models.dit import DiTConfig
 from tt_jax.strategies.schedule import warp
 
-pytestmark = pytest.mark.usefixtures("fastest")
-
 GRID = (8, 8)
 CONFIG = DiTConfig(dim=48, ffn_dim=64, layers=2, heads=2, channels=4, text_dim=16, text_len=6)
 STEPS = (1000, 500)

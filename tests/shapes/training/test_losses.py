@@ -11,8 +11,6 @@ from tt_jax.nn.rope import rotate, rotation
 from tt_jax.shapes.training.losses import clip_loss, denoising_loss, window_loss
 from tt_jax.strategies.schedule import time_sinusoid
 
-pytestmark = pytest.mark.usefixtures("fastest")
-
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
 CHUNK, WINDOW, CHUNKS = 3, 9, 4
 

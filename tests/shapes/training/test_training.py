@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from quick import fusions
 
 import tt_jax
 from tt_jax.shapes.training import stages
@@ -18,14 +17,11 @@ from tt_jax.shapes.training.run import train
 from tt_jax.shapes.training.scenes import from_scenes
 from tt_jax.shapes.world import SHAPES, SIZES, Object, Scene
 
-pytestmark = pytest.mark.usefixtures("fastest")
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    with fusions():
-        train(toy(), 0.001, folder, toy_config(), only=STAGES[:-1])
+    train(toy(), 0.001, folder, toy_config(), only=STAGES[:-1])
     return folder
 
 
