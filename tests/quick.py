@@ -22,5 +22,8 @@ def usual_fusions() -> Iterator[None]:
         overrides = {EMITTERS: True} | (env_options_overrides or {})
         return real(*args, env_options_overrides=overrides, **others)
 
-    with mock.patch.object(compiler, "get_compile_options", options) if BOTH else contextlib.nullcontext():
+    if not BOTH:
+        yield
+        return
+    with mock.patch.object(compiler, "get_compile_options", options):
         yield
