@@ -1,5 +1,6 @@
 """What all tests share: checked annotations, strict promotion, recorded arrays, parity figures."""
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -45,23 +46,25 @@ LONG = (
 )  # fmt: skip
 
 
+# Files that compare different programs bit for bit.
+EXACT = (
+    "test_invariants.py", "cache/test_policy_invariants.py", "test_rollout.py", "test_other_jax.py",
+    "strategies/test_rolling_forcing.py", "models/test_parity_rollout.py", "cli/test_cli.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _forgotten():
-    """Forgets a file's compiled programs: on a CPU each holds memory maps, of which Linux gives a
-    process 65,530; the whole suite's are more, and XLA then crashes."""
-    yield
-    jax.clear_caches()
-
-
-@pytest.fixture
-def as_for_users():
-    """Compiles fusions in the usual way, for tests that compare programs bit for bit."""
-    with usual_fusions():
+def _programs(request):
+    """How a file's programs are compiled. They are forgotten afterwards: on a CPU each holds memory
+    maps, of which Linux gives a process 65,530, and where the suite's are more XLA crashes."""
+    exact = request.path.as_posix().endswith(EXACT)
+    with usual_fusions() if exact else contextlib.nullcontext():
         yield
+    jax.clear_caches()
 
 
 @pytest.fixture

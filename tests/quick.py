@@ -13,17 +13,14 @@ FLAGS = "--xla_backend_optimization_level=0" + f" --{EMITTERS}=false" * BOTH
 
 @contextlib.contextmanager
 def usual_fusions() -> Iterator[None]:
-    """Where fusions are compiled as they are for users, whatever the process's flags."""
+    """Where fusions are compiled in the usual way, whatever the process's flags."""
     from jax._src import compiler  # reads the flags
 
     real = compiler.get_compile_options
 
     def options(*args, env_options_overrides=None, **others):
-        overrides = {EMITTERS: True} | (env_options_overrides or {})
+        overrides = dict.fromkeys([EMITTERS] * BOTH, True) | (env_options_overrides or {})
         return real(*args, env_options_overrides=overrides, **others)
 
-    if not BOTH:
-        yield
-        return
     with mock.patch.object(compiler, "get_compile_options", options):
         yield

@@ -229,7 +229,6 @@ def test_5_continuing_equals_not_stopping(dit, text, when):
     assert second.triggered.any()
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_5_streaming_equals_the_scan(dit, text):
     out = run(dit, text, chunks=5)
     parts = list(

@@ -187,7 +187,6 @@ def test_generated_frames_as_initial_equal_going_on(dit, text):
 # --- noise --------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("as_for_users")
 def test_noise_comes_from_the_documented_keys(dit, text):
     key, shape = jax.random.key(0), (3, *GRID, CONFIG.channels)
     fold = jax.random.fold_in
