@@ -434,6 +434,17 @@ def test_long_videos_are_for_vbench_long(tmp_path, mode, said):
     assert not (tmp_path / "out").exists()
 
 
+def test_two_runs_side_by_side_are_not_one_video(clips, tmp_path, capsys):
+    shutil.copy(clips / "dark.mp4", tmp_path)
+    record(tmp_path, ["dark.mp4"], "a bear", runs=("plain", "TokenTrim"))
+    asked = ["eval", str(tmp_path / "dark.mp4"), "--out", str(tmp_path / "out")]
+    assert main(asked) == 2
+    assert "dark.mp4 shows 2 runs side by side: take each alone." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    record(tmp_path, ["dark.mp4"], "a bear")
+    assert main(asked) == 0
+
+
 def test_layout_refuses(clips, tmp_path, capsys):
     target = ["--vbench-layout", str(tmp_path / "out")]
 

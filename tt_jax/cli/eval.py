@@ -59,6 +59,7 @@ def check(args: argparse.Namespace) -> Callable[[], None]:
     if args.out is not None:
         output.refuse_existing(folder / name for name in FILES)
     labels = summary.labels(args.files)
+    summary.refuse_joined(args.files)
     measured = dict(zip(labels, measure_files(args.files), strict=True))
 
     def write() -> None:

@@ -185,6 +185,13 @@ def read_prompts(files: Sequence[Path], given: Path | None) -> dict[Path, str]:
     return found
 
 
+def refuse_joined(files: Sequence[Path]) -> None:
+    """Raises ValueError for a video that, as the record beside it says, shows runs side by side:
+    its panes and labels would be measured as one."""
+    for path in files:
+        _recorded_prompt(path)
+
+
 def _recorded_prompt(path: Path) -> str | None:
     """The prompt in the record that `tt-jax generate` or `compare` wrote in the video's folder."""
     for beside in sorted(path.parent.glob("*.json")):
