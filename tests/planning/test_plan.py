@@ -106,6 +106,21 @@ def test_ten_minutes_of_the_14b_model_need_more_than_an_h100():
     assert (need.made, need.host) == (short.made, short.host)
 
 
+def test_the_compiler_is_asked_for_the_program_of_a_stream(monkeypatch):
+    """One chunk, whatever the length: else ten minutes' latents seem to lie on the chip."""
+    asked = []
+
+    def compile_rollout(*_, chunks, **__):
+        asked.append(chunks)
+        return compiler.Compiled(arguments=8 * 10**9, outputs=10**6, temporaries=10**9)
+
+    monkeypatch.setattr(compiler, "mesh_of", lambda *_: None)
+    monkeypatch.setattr(compiler, "compile_rollout", compile_rollout)
+    long = request("v5e-1", frames=9600)
+    need = fit.compiled(long, fit.estimate(long))
+    assert asked == [1] and need.made == 2 * 10**6 and need.kept == need.state
+
+
 def test_a_batch_is_shared_out_over_the_chips():
     one, eight = (fit.estimate(request("v6e-8", batch=batch)) for batch in (1, 8))
     # 12 heads: 4 chips share weights and state; of 8 chips, 2 are left to share the prompts.

@@ -126,8 +126,8 @@ def compiled(asked: Request, guess: Memory) -> Memory:
     mesh = compiler.mesh_of(asked.machine, asked.config.dit.heads, asked.batch)
     try:
         program = compiler.compile_rollout(
-            asked.config.dit, asked.strategy, mesh, chunks=asked.chunks, grid=asked.grid,
-            batch=asked.batch, trim=asked.trim, dtype=DTYPE,
+            asked.config.dit, asked.strategy, mesh, chunks=1,  # a stream's program
+            grid=asked.grid, batch=asked.batch, trim=asked.trim, dtype=DTYPE,
         )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
