@@ -1,5 +1,6 @@
 """`tt-jax` as a process: what it imports, keeps and catches."""
 
+import argparse
 import dataclasses
 import os
 import signal
@@ -91,6 +92,16 @@ sys.exit(main())
     )  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert frames(tmp_path / "made" / "video.mp4") == 8
+
+
+def test_what_only_plans_keeps_no_programs(monkeypatch):
+    """Those for a TPU can't be read back without one: each further plan would warn of it."""
+    for name in ("JAX_PLATFORMS", "JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    cli.own_process(argparse.Namespace(cleans_up=True, computes=False))
+    assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    assert os.environ["JAX_PLATFORMS"] == "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
 def test_compiled_programs_are_kept(tmp_path, monkeypatch):

@@ -100,10 +100,13 @@ def own_process(args: argparse.Namespace) -> None:
     if not args.cleans_up:
         for number in (signal.SIGINT, signal.SIGTERM):  # the second one from a spot machine, say
             signal.signal(number, stop)
-    if not args.computes:
-        os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is taken
     return_memory()
-    keep_programs()
+    if args.computes:
+        keep_programs()
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is taken
+    # Programs for a TPU can't be read back where there is none, and JAX warns of each.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 def return_memory() -> None:
