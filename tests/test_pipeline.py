@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import shutil
@@ -287,6 +288,10 @@ def test_what_is_printed_is_one_line(pipe, video):
     assert repr(video) == "Video(1 sample, 64 frames of 32x32, 4 s, 6 chunks)"
     assert repr(first.state) == "VideoState(1 sample of 32x32, 9 frames ahead)"
     assert repr(chunk) == "Chunk(number 0, 6 in all; 1 sample, 9 frames of 32x32)"
+    parts = "transformer of 2 layers 48 wide"
+    assert repr(pipe) == f"Pipeline(causal generator of 32x32; {parts}, VAE, text encoder)"
+    alone = dataclasses.replace(pipe, vae=None, text=None)
+    assert repr(alone) == f"Pipeline(causal generator of 32x32; {parts})"
 
 
 @pytest.mark.slow

@@ -73,6 +73,14 @@ class Pipeline:
     config: ModelConfig
     kind: str
 
+    def __repr__(self) -> str:
+        (height, width), sizes = self.config.size, self.config.dit
+        others = (", VAE", self.vae), (", text encoder", self.text)
+        return (
+            f"Pipeline({self.kind} of {width}x{height}; transformer of {sizes.layers} layers "
+            f"{sizes.dim} wide{''.join(name for name, part in others if part is not None)})"
+        )
+
     def strategy(self, **settings: Any) -> Strategy:
         """The strategy as the model was trained for it (`config.rollout`), but for some settings.
 
