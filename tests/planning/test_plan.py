@@ -131,7 +131,8 @@ def test_a_batch_is_shared_out_over_the_chips():
 
 def test_a_gpu_is_known_by_its_memory():
     assert machine("24gb").memory == 24e9 and machine("24GB").peak is None
-    assert machine("a100-40").memory == 40e9
+    assert machine("24 GB") == machine("24gb")
+    assert machine("a100-40").memory == 40e9 and machine("A100-40") == machine("a100-40")
     for name in ("0gb", "24", "abacus"):
         with pytest.raises(ValueError, match="like 24gb"):
             machine(name)

@@ -67,9 +67,10 @@ def machine(name: str) -> Machine:
     Raises:
         ValueError: there is no such machine.
     """
-    if size := re.fullmatch(r"([1-9]\d*)gb", name.lower()):
+    found = name.lower()
+    if size := re.fullmatch(r"([1-9]\d*) ?gb", found):
         return Machine(f"GPU of {size[1]} GB", 1, None, None, int(size[1]) * 1e9)
-    if name not in MACHINES:
+    if found not in MACHINES:
         known = ", ".join(MACHINES)
         raise ValueError(f"no machine {name!r} is known: give its memory, like 24gb, or {known}.")
-    return MACHINES[name]
+    return MACHINES[found]
