@@ -211,10 +211,9 @@ def _batches(names: list[str], stored: Mapping[str, Any]) -> Iterator[list[str]]
 
 def _load(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Reads some arrays of a part as `wanted` describes them. Raises ModelError."""
+    asked: dict[str, Any] = dict.fromkeys(stored, ocp.PLACEHOLDER)
     try:
-        return dict(
-            flatten(ocp.load(str(path), nest(dict.fromkeys(stored, ocp.PLACEHOLDER) | wanted)))
-        )
+        return dict(flatten(ocp.load(str(path), nest(asked | dict(wanted)))))
     except Exception as error:  # as above
         raise ModelError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
 
@@ -276,10 +275,10 @@ def load_part(
         return given or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     if rounds:
-        arrays = quantised(ours, load_arrays(folder, part, wanted))
+        rounded = quantised(ours, load_arrays(folder, part, wanted))
         return nnx.merge(graph, nest({
             name: jax.device_put(array.astype(ours[name].dtype), place(name))
-            for name, array in arrays
+            for name, array in rounded
         }))  # fmt: skip
 
     # Batch by batch: what is read and what is made of it stand side by side in memory.
