@@ -48,8 +48,7 @@ LONG = (
 
 # Files that compare different programs bit for bit.
 EXACT = (
-    "test_invariants.py", "cache/test_policy_invariants.py", "test_rollout.py", "test_other_jax.py",
-    "strategies/test_rolling_forcing.py", "models/test_parity_rollout.py", "cli/test_cli.py",
+    "test_invariants.py", "cache/test_policy_invariants.py", "models/test_parity_rollout.py",
 )  # fmt: skip
 
 
@@ -61,8 +60,17 @@ def pytest_collection_modifyitems(items):
 def _programs(request):
     """How a file's programs are compiled. They are forgotten afterwards: on a CPU each holds memory
     maps, of which Linux gives a process 65,530, and where the suite's are more XLA crashes."""
-    exact = request.path.as_posix().endswith(EXACT)
-    with usual_fusions() if exact else contextlib.nullcontext():
+    usual = request.path.as_posix().endswith(EXACT)
+    with usual_fusions() if usual else contextlib.nullcontext():
+        yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def exact():
+    """Compiles anew and in the usual way, for a test that compares programs bit for bit."""
+    jax.clear_caches()
+    with usual_fusions():
         yield
     jax.clear_caches()
 

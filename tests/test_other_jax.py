@@ -281,6 +281,7 @@ def test_threads(dit, text, plain):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exact")
 def test_two_pipelines(tmp_path, tiny_model):
     """They share nothing but what is compiled, in turn as each alone; and nobody's switches."""
     pipes = [tt_jax.load(tiny_model), tt_jax.load(write_tiny_model(tmp_path / "other"))]

@@ -69,6 +69,7 @@ def test_product_and_its_gradient():
     assert int8.matmul(x.astype(jnp.bfloat16), kernel, factor).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_a_quantised_pass_is_that_of_the_rounded_weights():
     """The first and last block stay, in their places; the others compute with rounded weights."""
     small = random_dit(BITS)

@@ -187,6 +187,7 @@ def test_generated_frames_as_initial_equal_going_on(dit, text):
 # --- noise --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("exact")
 def test_noise_comes_from_the_documented_keys(dit, text):
     key, shape = jax.random.key(0), (3, *GRID, CONFIG.channels)
     fold = jax.random.fold_in

@@ -100,6 +100,7 @@ def test_compare_of_many_caches(run):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exact")
 def test_compare_uses_the_same_noise(run):
     code, _, err = run(
         "compare", PROMPT, "--seconds", "2.8", "--p", "0.2", "--lam", "-100", "--out", "both/it.mp4"

@@ -7,6 +7,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[1] / "load_serve.py"
 
 
+@pytest.mark.slow
 def test_visitors_who_come_and_vanish_leave_nothing_behind():
     command = [sys.executable, str(SCRIPT), "--clients", "8", "--seconds", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

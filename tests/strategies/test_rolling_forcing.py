@@ -379,6 +379,7 @@ def test_blocks_outside_the_video_change_nothing(dit, text, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exact")
 def test_off_and_never_triggering_are_plain(dit, text, whole):
     plain = run(dit, text, trim=TokenTrim.off())
     for accept in ("always", "better"):

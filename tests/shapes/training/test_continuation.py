@@ -28,6 +28,7 @@ def error(made, right):
     return np.abs(made - right).mean(axis=(1, 2, 3, 4))
 
 
+@pytest.mark.slow
 def test_a_scene_goes_on_as_itself():
     scenes = sample(jax.random.key(0), 96)
     for start in (13, 130):
