@@ -336,12 +336,13 @@ def unnamed_places(directions: Sequence[str | None]) -> list[str]:
 def _place(rng, kinds):
     """Objects at their places, apart from one another for most of the first three seconds."""
     named = rng.random() >= UNNAMED
+    if named:
+        roomy = [[p for p in PLACES if has_room(p, *kind[2:])] for kind in kinds]
+    else:
+        roomy = [[place] for place in unnamed_places([direction for *_, direction, _ in kinds])]
     best, least = (), math.inf
     for _ in range(40 if named else 1):
-        if named:
-            places = [pick(rng, [p for p in PLACES if has_room(p, *kind[2:])]) for kind in kinds]
-        else:
-            places = unnamed_places([direction for *_, direction, _ in kinds])
+        places = [pick(rng, names) if named else names[0] for names in roomy]
         things = []
         for place, (shape, colour, size, direction, speed) in zip(places, kinds, strict=True):
             x, y = (float(v + rng.uniform(-JITTER, JITTER)) for v in centre(place, size))
