@@ -8,10 +8,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from models import PROMPT, TINY
 
 import tt_jax
-from tt_jax.checkpoint import find, load_part, read_config, read_stored, save_part
+from tt_jax.checkpoint import arrays, find, load_part, read_config, read_stored, save_part
 from tt_jax.cli.main import main
 from tt_jax.errors import ModelError
 from tt_jax.prompts import encode_prompts
@@ -229,3 +230,19 @@ def test_arrays_are_written_as_they_are(tmp_path):
     """What is compressed is read in three times the time."""
     save_part(tmp_path, "dit", {"kernel": np.zeros((512, 512), np.float32)})
     assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) > 512 * 512 * 4
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU has memory of its own")
+def test_a_cpu_keeps_what_was_read(tiny_model, monkeypatch):
+    """Arrays are handed over, not copied."""
+    read, real = {}, arrays._read
+
+    def noted(path, name, *others):
+        array = real(path, name, *others)
+        read[name] = array.ctypes.data
+        return array
+
+    monkeypatch.setattr(arrays, "_read", noted)
+    state = nnx.state(load_part(tiny_model, "dit", TINY.dit, np.float32))
+    held = dict(arrays.flatten(nnx.to_pure_dict(state)))
+    assert {name: array.unsafe_buffer_pointer() for name, array in held.items()} == read
