@@ -81,12 +81,16 @@ def write(folder: Path, config: DiTConfig) -> tuple[int, int]:
     return sum(sizes), max(sizes)
 
 
-def forget(folder: Path) -> None:
-    """Takes the folder's files out of the system's cache."""
+def prepare(folder: Path, kind: str) -> None:
+    """Takes the folder's files out of the system's cache ("cold"), or into it ("warm")."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                if kind == "cold":
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                else:
+                    while file.read(1 << 24):
+                        pass
 
 
 def load(name: str, folder: Path, config: DiTConfig) -> Spent:
@@ -134,8 +138,7 @@ def main(argv: list[str]) -> None:
         print("|---|---|---|---|---|")
         for kind in ["warm"] if options.toy else ["cold", "warm"] * options.repeats:
             for name in LOADERS:
-                if kind == "cold":
-                    forget(folder)
+                prepare(folder, kind)
                 spent = load(name, folder, config)
                 extra = (spent.memory - whole) / largest
                 print(

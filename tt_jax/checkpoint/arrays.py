@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import mmap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,6 +21,12 @@ from tt_jax.checkpoint.quantised import quantised
 from tt_jax.errors import ModelError
 
 BATCH = 256 << 20  # bytes of arrays that are written at once
+# How memory is asked for: all of it at once, where the system can.
+ROOM: dict[str, int] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE}
+    if hasattr(mmap, "MAP_POPULATE")
+    else {"access": mmap.ACCESS_COPY}
+)
 
 
 def flatten(params: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -203,7 +210,8 @@ def _read(
     """An array of a part, or a piece of it, from where orbax put it, as another dtype.
 
     Orbax itself would copy the array three times, in several times the time and memory. Here it is
-    read once, and a CPU's device takes it over as it lies: XLA wants it aligned to 64 bytes. Raises
+    read once, and a CPU's device takes it over as it lies: XLA wants it aligned to 64 bytes. (NumPy
+    would ask for huge pages, for which some virtual machines take five seconds a GB.) Raises
     ModelError.
     """
     files = {"driver": "file", "path": f"{path / 'state'}/", "file_io_mode": {"mode": "memmap"}}
@@ -212,9 +220,8 @@ def _read(
         stored = ts.open({"driver": "auto", "kvstore": place}).result()
         piece = ts.cast(stored, np.dtype(dtype))[index or ()][ts.d[:].translate_to[0]]
         size = math.prod(piece.shape) * np.dtype(dtype).itemsize
-        room = np.empty(size + 64, np.uint8)
-        start = -room.ctypes.data % 64
-        array = room[start : start + size].view(dtype).reshape(piece.shape)
+        room = mmap.mmap(-1, max(size, 1), **ROOM)  # begins with a page
+        array = np.frombuffer(room, np.uint8)[:size].view(dtype).reshape(piece.shape)
         ts.array(array).write(piece).result()
     except (ValueError, OSError) as error:  # tensorstore's
         raise ModelError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
