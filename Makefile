@@ -14,10 +14,14 @@ demo: .venv/.installed
 	$(BIN)/tt-jax compare "$(PROMPT)" --model shapes-young --seconds 30 --out demo \
 		--cache window --cache infinity-rope
 
-# The README's pictures, from the demo and another comparison.
+# The README's pictures, from the demo and two other comparisons.
+POLICIES := window infinity-rope long-live mem-rope ema-sink rolling-sink relax-forcing deep-forcing \
+	tether-cache fade-mem
 pictures: demo
 	$(BIN)/tt-jax compare "a small red circle moving to the right slowly on white" --seconds 30 \
 		--out demo/small
+	$(BIN)/tt-jax compare "$(PROMPT)" --model shapes-young --seconds 60 --presets plain \
+		--out demo/policies $(foreach name,$(POLICIES),--cache $(name))
 	$(BIN)/python .docs/pictures.py
 
 # A page to watch and steer an endless video of the embedded model: http://127.0.0.1:8000

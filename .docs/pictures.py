@@ -1,10 +1,11 @@
-"""The README's pictures: of the demo, still and moving, and of another comparison."""
+"""The README's pictures: of the demo, still and moving, and of two other comparisons."""
 
 import itertools
 import shutil
 from pathlib import Path
 
 import imageio.v3 as iio
+from PIL import Image
 
 from tt_jax.media.read import read_frames
 
@@ -17,6 +18,9 @@ def main() -> None:
     """Reads what `make demo` and `make pictures` wrote."""
     shutil.copyfile(DEMO / "compare.png", HERE / "demo.png")
     shutil.copyfile(DEMO / "small" / "compare.png", HERE / "small.png")
+    # Of many rows and few colours.
+    with Image.open(DEMO / "policies" / "compare.png") as picture:
+        picture.convert("RGB").quantize(128).save(HERE / "policies.png", optimize=True)
     # Every model pixel is four of the video's: half of them is plenty.
     frames = [
         f[::2, ::2] for f in itertools.islice(read_frames(DEMO / "compare.mp4"), 0, None, EVERY)
