@@ -18,9 +18,8 @@ def main() -> None:
     """Reads what `make demo` and `make pictures` wrote."""
     shutil.copyfile(DEMO / "compare.png", HERE / "demo.png")
     shutil.copyfile(DEMO / "small" / "compare.png", HERE / "small.png")
-    # Of many rows and few colours.
     with Image.open(DEMO / "policies" / "compare.png") as picture:
-        picture.convert("RGB").quantize(128).save(HERE / "policies.png", optimize=True)
+        picture.save(HERE / "policies.webp", quality=85, method=6)
     # Every model pixel is four of the video's: half of them is plenty.
     frames = [
         f[::2, ::2] for f in itertools.islice(read_frames(DEMO / "compare.mp4"), 0, None, EVERY)
