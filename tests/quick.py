@@ -8,7 +8,11 @@ from unittest import mock
 # Of two ways to compile a fusion the one that takes half as long. Only JAX 0.10 has both.
 EMITTERS = "xla_cpu_use_fusion_emitters"
 BOTH = version("jaxlib").startswith("0.10.")
-FLAGS = "--xla_backend_optimization_level=0" + f" --{EMITTERS}=false" * BOTH
+# A program isn't cut in pieces that are compiled side by side: the other core has tests of its own.
+FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    + f" --{EMITTERS}=false" * BOTH
+)
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def test_transformers_small(length, parity_record):
     parity_record("text", "transformers", size, value, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 def test_transformers_true_widths(parity_record):
     config = TextConfig(
         vocab=1024, dim=4096, attention_dim=4096, ffn_dim=10_240, heads=64, layers=2
