@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PROMPT = "a small red circle moving right slowly on a white background"
+from benchmarks._embedded import PROMPT
 
 
 def main(argv: list[str]) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import jax
 
 import tt_jax
+from benchmarks._embedded import PROMPT, grid_of
 from benchmarks._timing import interleaved, ratios, spread
 
-PROMPT = "a small red circle moving right slowly on a white background"
 WARM = 6  # chunks: the buffer is full, and the statistics are beyond warm-up
 ALWAYS, NEVER = -1e9, 1e9  # lambda
 ARMS = {
@@ -34,8 +34,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     pipe = tt_jax.load("shapes")
-    side = pipe.config.vae.spatial_stride
-    grid = (pipe.config.size[0] // side, pipe.config.size[1] // side)
+    grid = grid_of(pipe)
     text, key = pipe.encode_prompt(PROMPT), jax.random.key(0)
     counts = {}
 

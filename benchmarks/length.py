@@ -11,10 +11,9 @@ import jax
 from flax import nnx
 
 import tt_jax
+from benchmarks._embedded import PROMPT, grid_of
 from benchmarks._timing import interleaved, ratios, spread
 from tt_jax._rollout import _begin, _rollout
-
-PROMPT = "a small red circle moving right slowly on a white background"
 
 
 def main(argv: list[str]) -> None:
@@ -25,8 +24,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     pipe = tt_jax.load("shapes")
-    side = pipe.config.vae.spatial_stride
-    grid = (pipe.config.size[0] // side, pipe.config.size[1] // side)
+    grid = grid_of(pipe)
     text = pipe.encode_prompt(PROMPT)
     key, strategy, trim = jax.random.key(0), pipe.strategy(), tt_jax.TokenTrim()
     graph, params = nnx.split(pipe.dit)

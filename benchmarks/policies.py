@@ -11,10 +11,10 @@ from collections.abc import Callable
 import jax
 
 import tt_jax
+from benchmarks._embedded import PROMPT, grid_of
 from benchmarks._timing import interleaved, ratios, spread
 from tt_jax.cache.named import NAMES, parse
 
-PROMPT = "a small red circle moving right slowly on a white background"
 WARM = 8  # chunks, after which every buffer is full
 
 
@@ -26,8 +26,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     pipe = tt_jax.load("shapes-young")
-    side = pipe.config.vae.spatial_stride
-    grid = (pipe.config.size[0] // side, pipe.config.size[1] // side)
+    grid = grid_of(pipe)
     text, key = pipe.encode_prompt(PROMPT), jax.random.key(0)
 
     def arm(name: str) -> Callable[[], jax.Array]:

@@ -11,10 +11,10 @@ import time
 import jax
 
 import tt_jax
+from benchmarks._embedded import PROMPT, grid_of
 from benchmarks._timing import ratios, spread
 from tt_jax.strategies.presets import NAMES, preset
 
-PROMPT = "a small red circle moving right slowly on a white background"
 PAPER = {"rolling-forcing+tokentrim": "1.08", "rolling-forcing+flowmo": "2.18"}
 
 
@@ -27,8 +27,7 @@ def main(argv: list[str]) -> None:
 
     pipe = tt_jax.load("shapes")
     text = pipe.encode_prompt(PROMPT)
-    side = pipe.config.vae.spatial_stride
-    grid = (pipe.config.size[0] // side, pipe.config.size[1] // side)
+    grid = grid_of(pipe)
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     triggers = dict.fromkeys(NAMES, 0)
 

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 import tt_jax
+from benchmarks._embedded import PROMPT, grid_of
 from benchmarks._timing import interleaved, spread
 from tt_jax.frames import decode
-
-PROMPT = "a small red circle moving right slowly on a white background"
 
 
 def main(argv: list[str]) -> None:
@@ -22,8 +21,8 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     pipe = tt_jax.load("shapes")
-    side, stride = pipe.config.vae.spatial_stride, pipe.config.vae.temporal_stride
-    grid = (pipe.config.size[0] // side, pipe.config.size[1] // side)
+    stride = pipe.config.vae.temporal_stride
+    grid = grid_of(pipe)
     text = jnp.repeat(pipe.encode_prompt(PROMPT), options.batch, axis=0)
 
     def transformer() -> jax.Array:

@@ -24,10 +24,10 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from benchmarks._embedded import PROMPT
 from tt_jax.checkpoint import save_arrays, shapes
 from tt_jax.models.dit import DiTConfig
 
-PROMPT = "a small red circle moving right slowly on a white background"
 TOY = DiTConfig(dim=64, ffn_dim=128, layers=2, heads=2, text_dim=32, text_len=8, freq_dim=16)
 BLOCK = 1 << 22  # random numbers that are drawn and repeated
 # What a process prints: seconds, of them the CPU's, and bytes of memory that it took at most. (The

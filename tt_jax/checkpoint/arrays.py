@@ -211,7 +211,7 @@ def _read(
 
     Orbax itself would copy the array three times, in several times the time and memory. Here it is
     read once, and a CPU's device takes it over as it lies: XLA wants it aligned to 64 bytes. (NumPy
-    would ask for huge pages, for which some virtual machines take five seconds a GB.) Raises
+    would ask for huge pages, for which some virtual machines take two seconds a GB.) Raises
     ModelError.
     """
     files = {"driver": "file", "path": f"{path / 'state'}/", "file_io_mode": {"mode": "memmap"}}
@@ -223,7 +223,7 @@ def _read(
         room = mmap.mmap(-1, max(size, 1), **ROOM)  # begins with a page
         array = np.frombuffer(room, np.uint8)[:size].view(dtype).reshape(piece.shape)
         ts.array(array).write(piece).result()
-    except (ValueError, OSError) as error:  # tensorstore's
+    except Exception as error:  # as above
         raise ModelError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
     return array
 
