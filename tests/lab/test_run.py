@@ -386,6 +386,19 @@ def test_many_arms_are_told_apart():
     assert {look.dashes for look in list(looks.values())[:9]} == {"-"}
 
 
+def test_arms_that_never_differ_share_a_line():
+    one, gap = np.array([[1.0, 2.0]]), np.array([[1.0, np.nan]])
+    curves = {
+        "plain": [one, gap], "top": [one, 2 * gap], "none": [one.copy(), gap.copy()],
+        "without": [one, None], "random": [one, 2 * gap], "still without": [one, None],
+    }  # fmt: skip
+    assert pictures.alike(curves) == [
+        ["plain", "none"],
+        ["top", "random"],
+        ["without", "still without"],
+    ]
+
+
 def test_a_difference_is_bold_where_its_interval_leaves_zero_out():
     measure = compare.Measure("it", compare.single("recovery"), 1)
     off, none = stats.bootstrap(np.full(8, -2.0)), stats.bootstrap(np.array([-1.0, 1.0] * 4))

@@ -1,7 +1,7 @@
 """Pictures of a comparison: drift over time, and what an arm pays for less of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -58,23 +58,31 @@ def styles(arms: list[str]) -> dict[str, Style]:
 
 
 def drift(comparison: Comparison) -> Figure:
-    """Curves over the seconds: means over prompts in 95 % bands, one line for each arm."""
+    """Curves over the seconds: means over prompts, one line for each arm.
+
+    Arms that never differ share a line, and only the first has its 95 % band: of several, none
+    could be read. The tables have the intervals.
+    """
     arms = list(comparison.videos)
     shown = [name for name in PANELS if comparison.curve(arms[0], name) is not None]
     rows = math.ceil(len(shown) / COLUMNS)
     figure = Figure(figsize=(11, 2.4 * rows + 0.9), dpi=100, layout="constrained")
     grid = list(figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).flat)
+    groups = alike({arm: [comparison.curve(arm, name) for name in shown] for arm in arms})
+    looks = styles(arms)
     for axes, name in zip(grid, shown, strict=False):
-        for arm, look in styles(arms).items():
-            curve = comparison.curve(arm, name)
+        for group in groups:
+            curve, look = comparison.curve(group[0], name), looks[group[0]]
             if curve is None:
                 continue
             band = bootstrap(curve, DRAWS)
             middle = np.arange(curve.shape[1]) + 0.5
             axes.plot(
-                middle, band.mean, color=look.colour, lw=look.width, ls=look.dashes, label=arm
-            )
-            axes.fill_between(middle, band.low, band.high, color=look.colour, alpha=0.13, lw=0)
+                middle, band.mean, color=look.colour, lw=look.width, ls=look.dashes,
+                label=" = ".join(group),
+            )  # fmt: skip
+            if group is groups[0]:
+                axes.fill_between(middle, band.low, band.high, color=look.colour, alpha=0.3, lw=0)
         if comparison.stress.plant is not None:
             axes.axvline(comparison.stress.plant.second, color=plots.ABNORMAL, lw=1, ls=":")
         axes.set_title(CURVES[name][0], size=9.5, loc="left", color=style.INK)
@@ -84,11 +92,38 @@ def drift(comparison: Comparison) -> Figure:
     figure.supxlabel("time in the video, seconds", size=9, color=style.INK)
     handles, names = figure.axes[0].get_legend_handles_labels()
     title = f"{comparison.study.name} · {comparison.host} · {comparison.stress.name}"
+    title += f" · band: 95 % of {arms[0]}"
     figure.legend(
         handles, names, loc="outside upper left", ncols=_columns(names, 11), frameon=False,
         fontsize=9, labelcolor=style.INK, title=title, alignment="left",
     )  # fmt: skip
     return figure
+
+
+def alike(curves: Mapping[str, Sequence[np.ndarray | None]]) -> list[list[str]]:
+    """Names of arms whose curves are all the same, together.
+
+    Args:
+        curves: of each arm, panel by panel; None where it has none.
+
+    Returns:
+        Groups in the order of their first arm.
+    """
+    groups: list[list[str]] = []
+    for arm, found in curves.items():
+        for group in groups:
+            if all(map(_same, found, curves[group[0]])):
+                group.append(arm)
+                break
+        else:
+            groups.append([arm])
+    return groups
+
+
+def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def pareto(comparison: Comparison, times: Mapping[str, float], baseline: str) -> Figure:
