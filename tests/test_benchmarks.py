@@ -82,3 +82,15 @@ def test_a_second_start_compiles_nothing(capsys):
     assert list(read) == ["tt_jax", "safetensors"]
     compiled = {row[0].strip(): int(row[4]) for row in rows[-2:]}
     assert compiled["first"] > 5 and compiled["second"] == 0
+
+
+def test_training_is_measured_stage_by_stage(capsys):
+    from benchmarks import training
+
+    few = ["--pictures", "2", "--openings", "2", "--clips", "2", "--repeats", "1"]
+    training.main(["--toy", *few])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    stages = {row[0].strip(): [float(cell.split()[0]) for cell in row[1:]] for row in rows[2:]}
+    assert list(stages) == ["pictures", "first chunks", "later chunks"]
+    for rate, share, operations in stages.values():
+        assert rate > 0 and 0 <= share < 100 and operations > 0
