@@ -7,12 +7,13 @@ PROMPT ?= a big cyan circle moving up gently over a gray background, fixed camer
 .PHONY: demo serve pictures train-gpu test newest lint notebooks docs release clean
 
 # 30 seconds of Self Forcing on the embedded model that drifts, plain and with TokenTrim, both with
-# the past as it was trained and as Infinity-RoPE keeps it: demo/compare.mp4, .png and .json, and
-# each run's own video. What an earlier one wrote goes.
+# the past as it was trained and as Rolling Sink keeps it, which the laboratory found best
+# (.docs/pages/policies.md): demo/compare.mp4, .png and .json, and each run's own video. What an
+# earlier one wrote goes.
 demo: .venv/.installed
 	rm -rf demo
 	$(BIN)/tt-jax compare "$(PROMPT)" --model shapes-young --seconds 30 --out demo \
-		--cache window --cache infinity-rope
+		--cache window --cache rolling-sink
 
 # The README's pictures, from the demo and two other comparisons.
 POLICIES := window infinity-rope long-live mem-rope ema-sink rolling-sink relax-forcing deep-forcing \

@@ -154,7 +154,7 @@ def test_arms_of_cache_policies_and_a_batch_of_a_studys_own(read):
     assert len(read("seeds =", "batch = 4\nseeds =").cells) == len(read().cells) / 2
 
 
-@pytest.mark.parametrize("name", ["smoke", "shapes", "age", "full", "caches", "caches_gpu"])
+@pytest.mark.parametrize("name", ["smoke", "shapes", "full", "caches", "caches_gpu"])
 def test_the_committed_experiments_can_be_read(name):
     experiment = spec.read(Path(spec.__file__).parent / "experiments" / f"{name}.toml")
     assert experiment.cells
