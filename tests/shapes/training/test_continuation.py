@@ -73,8 +73,9 @@ def test_what_comes_after_perfect_rollouts_is_the_truth():
     scenes = sample(jax.random.key(3), 4)
     video = jax.jit(render, static_argnums=1)(scenes, 4 * 9 - 3)
     latents = jax.jit(lambda video: vae.encode(video.astype(jnp.float32) / 127.5 - 1))(video)
-    past, target = rollouts._continue(graph, 2, state, scenes, latents, jax.random.key(0))
-    for one, then, whole in zip(past, target, np.asarray(latents), strict=True):
+    past, target = rollouts._continue(graph, 2, 2, state, scenes, latents, jax.random.key(0))
+    twice = np.repeat(np.asarray(latents), 2, axis=0)
+    for one, then, whole in zip(past, target, twice, strict=True):
         first = [f for f in (0, 3) if np.array_equal(one, whole[f : f + 6].astype(np.float16))]
         assert first and np.array_equal(then[:3], one[:3])
         off = np.asarray(then[3:], float) - whole[first[0] + 3 : first[0] + 6]

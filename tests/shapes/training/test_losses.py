@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 from models import random_dit
 
+from tt_jax._rollout import rollout
 from tt_jax.models.dit import KV, DiTConfig
 from tt_jax.nn.rope import rotate, rotation
-from tt_jax.shapes.training.losses import clip_loss, denoising_loss, window_loss
-from tt_jax.strategies.schedule import time_sinusoid
+from tt_jax.shapes.training.losses import (
+    clip_loss,
+    denoising_loss,
+    rolling_levels,
+    rolling_loss,
+    window_loss,
+)
+from tt_jax.strategies.rolling_forcing import RollingForcing
+from tt_jax.strategies.schedule import time_sinusoid, warp
+from tt_jax.trim.tokentrim import TokenTrim
 
 CONFIG = DiTConfig(dim=24, ffn_dim=32, layers=2, heads=2, channels=2, text_dim=8, text_len=3)
 CHUNK, WINDOW, CHUNKS = 3, 9, 4
@@ -96,3 +105,36 @@ def test_own_denoising_is_the_steps_one_by_one(inputs):
     # What a step makes of its noise is a constant to the next.
     slope = jax.grad(lambda noises: found(noises)[1].sum())(noises)
     assert not slope[0].any() and slope[1].any()
+
+
+def test_rolling_forcings_first_passes():
+    table = rolling_levels((0.25, 0.5, 1.0), 4)
+    none = np.nan
+    rows = [1, none, none, none], [0.5, 1, none, none], [0.25, 0.5, 1, none], [0, 0.25, 0.5, 1]
+    np.testing.assert_array_equal(table, np.array(rows, np.float32))
+
+
+@pytest.mark.slow
+def test_own_rolling_is_a_rollout_of_rolling_forcing(inputs):
+    """The last pass's estimates are those of the host itself, with the same noise."""
+    dit, text, *_ = inputs
+    host = RollingForcing(steps=(1000, 500, 250), shift=1.0)
+    shape = (2, CHUNK, 4, 4, 2)
+    # A block's noise, step by step.
+    blocks = jax.random.normal(jax.random.key(1), (CHUNKS, 3, *shape))
+    out = rollout(
+        dit, text, jax.random.key(0), chunks=CHUNKS, grid=(4, 4), strategy=host,
+        trim=TokenTrim.off(), noise=blocks,
+    )  # fmt: skip
+    passes = jnp.zeros((CHUNKS, CHUNKS, *shape))
+    for last in range(CHUNKS):
+        for step in range(min(3, last + 1)):
+            passes = passes.at[last, last - step].set(blocks[last - step, step])
+    passes = jnp.moveaxis(passes, 1, 2).reshape(CHUNKS, 2, -1, 4, 4, 2)
+    window = warp((250, 500, 1000), 1.0)
+    errors = jax.jit(lambda x: rolling_loss(dit, text, x, passes, window, chunk=CHUNK))(out.latents)
+    # Chunk 0 is finished by the third pass and chunk 1 by the fourth.
+    errors = np.asarray(errors)
+    assert errors[2, :, 0].max() < 1e-8 and errors[3, :, 1].max() < 1e-8
+    assert (errors[3, :, 0] == 0).all() and (errors[0, :, 1:] == 0).all()
+    assert errors[0, :, 0].min() > 1e-4 and errors[3, :, 2:].min() > 1e-4

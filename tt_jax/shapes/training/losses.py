@@ -155,6 +155,72 @@ def denoising_loss(
     return jax.lax.scan(step, jnp.zeros_like(latents), (noise, levels, time))[1]
 
 
+def rolling_levels(window: tuple[float, ...], chunks: int) -> Float[np.ndarray, "k n"]:
+    """Levels of a video's first chunks in Rolling Forcing's first passes, one a chunk.
+
+    Args:
+        window: levels of a full window, ascending.
+        chunks: of the video.
+
+    Returns:
+        A row for each pass: 0 for a chunk that is finished, NaN for one that isn't there yet.
+    """
+    table = np.full((chunks, chunks), np.nan, np.float32)
+    for last in range(chunks):
+        inside = window[max(0, len(window) - 1 - last) :]
+        table[last, : last + 1] = (0.0,) * (last + 1 - len(inside)) + inside
+    return table
+
+
+def rolling_loss(
+    dit: DiT,
+    text: Float[Array, "b l e"],
+    latents: Float[Array, "b f h w c"],
+    noise: Float[Array, "k b f h w c"],
+    window: tuple[float, ...],
+    *,
+    chunk: int,
+) -> Float[Array, "k b n"]:
+    """Each chunk's mean squared error of the denoised latents along the model's own rolling.
+
+    What `denoising_loss` is to Self Forcing, from the video's beginning: a pass takes the chunks of
+    its window, which see each other and the finished ones, a level down from where the pass before
+    it left them.
+
+    Args:
+        dit: the transformer.
+        text: embedded captions.
+        latents: the video's first chunks.
+        noise: fresh noise of every pass, of which there are as many as chunks.
+        window: levels of a full window, ascending to pure noise.
+        chunk: latent frames of one.
+
+    Returns:
+        The error of each pass, sample and chunk; 0 of a chunk that is finished or not there yet.
+    """
+    encoded, table = dit.encode_text(text), rolling_levels(window, len(noise))
+    tokens = chunk * latents.shape[2] * latents.shape[3] // dit.config.patch**2
+    estimate, errors = jnp.zeros_like(latents), []
+    # Not a scan: a pass computes only the chunks that are there.
+    for last, row in enumerate(table):
+        levels = row[: last + 1]
+        end, done = chunk * len(levels), levels == 0
+        level = jnp.asarray(np.repeat(levels, chunk))[None, :, None, None, None]
+        noisy = (1 - level) * estimate[:, :end] + level * noise[last, :, :end]
+        seen = np.where(done[:, None], np.tril(np.broadcast_to(done, 2 * done.shape)), True)
+        mask = jnp.asarray(seen.repeat(tokens, axis=0).repeat(tokens, axis=1))[None]
+        times = jnp.asarray(time_sinusoid(np.repeat(levels, chunk)))[None]
+        frames = jnp.arange(end)
+        flow, _ = dit(noisy, times, encoded, frames, None, mask if done.any() else None)
+        made = noisy - level * wide(flow)
+        error = (made - latents[:, :end]) ** 2
+        error = jnp.mean(error.reshape(len(latents), len(levels), -1), axis=2)
+        error = jnp.where(jnp.asarray(done)[None], 0, error)
+        errors.append(jnp.pad(error, ((0, 0), (0, len(table) - len(levels)))))
+        estimate = estimate.at[:, :end].set(jax.lax.stop_gradient(made))
+    return jnp.stack(errors)
+
+
 def clip_reader(
     rope: tuple[Float[Array, "t pairs"], Float[Array, "t pairs"]],
     places: np.ndarray,

@@ -52,6 +52,7 @@ class Recipe:
         clip_chunks: chunks of a clip.
         own_pool: own rollouts held at a time.
         own_chunks: chunks of a rollout, of which `clip_chunks` are the past.
+        own_pasts: pasts that each of them gives.
         encode: clips that are rendered and encoded at once.
         openings_share: first chunks in a step for each clip.
         pairs: share of scenes with two objects, from which most is to be learned.
@@ -75,8 +76,9 @@ class Recipe:
     openings: int = 16384
     clip_pool: int = 1024
     clip_chunks: int = 6
-    own_pool: int = 256
-    own_chunks: int = 20
+    own_pool: int = 128
+    own_chunks: int = 40
+    own_pasts: int = 3
     encode: int = 32
     openings_share: int = 6
     pairs: float = 0.6

@@ -26,8 +26,8 @@ def own_past(maker: Maker, vae: VAE, pool: Pool) -> Callable[[Params, Key[Array,
     """The pool with the model's own rollouts as the past, and what should come after it.
 
     A rollout is made from the caption alone, `recipe.own_chunks` long; some chunks of it are the
-    past. After each of them the scene goes on from where the rollout shows it (`continuation`), so
-    that a chunk is never asked to jump to where the clip would be.
+    past, `recipe.own_pasts` times. After each of them the scene goes on from where the rollout
+    shows it (`continuation`), so that a chunk is never asked to jump to where the clip would be.
 
     Args:
         maker: what the stages share.
@@ -35,7 +35,8 @@ def own_past(maker: Maker, vae: VAE, pool: Pool) -> Callable[[Params, Key[Array,
         pool: clips.
 
     Returns:
-        Makes that pool, of parameters and a key.
+        Makes that pool, with each clip as often as its rollout gives a past, of parameters and a
+        key.
     """
     recipe, rollout_config = maker.recipe, maker.config.rollout
     chunks, (height, width) = pool.latents.shape[1] // rollout_config.chunk, pool.latents.shape[2:4]
@@ -54,17 +55,20 @@ def own_past(maker: Maker, vae: VAE, pool: Pool) -> Callable[[Params, Key[Array,
                 strategy=strategy, trim=TokenTrim.off(),
             ).latents  # fmt: skip
             scenes = jax.tree.map(lambda x, rows=rows: x[rows], pool.scenes)
-            parts.append(_continue(graph, chunks, state, scenes, latents.astype(jnp.float32), key))
+            sizes = chunks, recipe.own_pasts
+            parts.append(_continue(graph, *sizes, state, scenes, latents.astype(jnp.float32), key))
         past, target = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-        return pool._replace(past=past, target=target)
+        often = jax.tree.map(lambda x: jnp.repeat(x, recipe.own_pasts, axis=0), pool)
+        return often._replace(past=past, target=target)
 
     return make
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _continue(
     graph: nnx.GraphDef,
     chunks: int,
+    pasts: int,
     state: Any,
     scenes: Scenes,
     latents: Float[Array, "b f h w c"],
@@ -78,22 +82,27 @@ def _continue(
     each = vae.config.temporal_stride * chunk  # frames
     where, early = jax.random.split(key)
     last = latents.shape[1] // chunk - chunks
-    first = jax.random.randint(where, (len(latents),), 0, last + 1)
+    first = jax.random.randint(where, (len(latents), pasts), 0, last + 1)
     first = jnp.where(jax.random.uniform(early, first.shape) < 1 / 3, 0, first)
 
     def one(sample: tuple[Scenes, Array, Array]) -> tuple[Array, Array]:
-        scene, latents, first = sample
+        scene, latents, firsts = sample
         frames = (vae.decode(latents[None])[0] + 1) * 127.5
-        past = jax.lax.dynamic_slice_in_dim(latents, chunk * first, chunk * chunks)
-        # A video's first latent frame is one frame.
-        start = each * (first + 1 + jnp.arange(chunks - 1)) - vae.config.temporal_stride + 1
-        seen = jax.vmap(lambda t: jax.lax.dynamic_slice_in_dim(frames, t - SEEN, SEEN))(start)
-        many = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (chunks - 1, *x.shape)), scene)
-        after, begin = go_on(many, seen, start)
-        video = jnp.concatenate([seen, render(after, each, begin).astype(jnp.float32)], axis=1)
-        target = vae.encode(video / 127.5 - 1)[:, -chunk:]
-        target = target.reshape(chunk * (chunks - 1), *target.shape[2:])
-        return past, jnp.concatenate([past[:chunk], target])
 
-    past, target = jax.lax.map(one, (scenes, latents, first))
-    return past.astype(jnp.float16), target.astype(jnp.float16)
+        def after(first: Array) -> tuple[Array, Array]:
+            past = jax.lax.dynamic_slice_in_dim(latents, chunk * first, chunk * chunks)
+            # A video's first latent frame is one frame.
+            start = each * (first + 1 + jnp.arange(chunks - 1)) - vae.config.temporal_stride + 1
+            seen = jax.vmap(lambda t: jax.lax.dynamic_slice_in_dim(frames, t - SEEN, SEEN))(start)
+            many = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (chunks - 1, *x.shape)), scene)
+            goes, begin = go_on(many, seen, start)
+            shown = render(goes, each, begin).astype(jnp.float32)
+            video = jnp.concatenate([seen, shown], axis=1)
+            target = vae.encode(video / 127.5 - 1)[:, -chunk:]
+            target = target.reshape(chunk * (chunks - 1), *target.shape[2:])
+            return past, jnp.concatenate([past[:chunk], target])
+
+        return jax.lax.map(after, firsts)
+
+    both = jax.lax.map(one, (scenes, latents, first))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]).astype(jnp.float16), both)

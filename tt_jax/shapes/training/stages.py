@@ -17,7 +17,13 @@ from tt_jax.models.configs import ModelConfig
 from tt_jax.models.vae import VAE
 from tt_jax.nn.layers import wide
 from tt_jax.shapes.training.captions import Grammar, say
-from tt_jax.shapes.training.losses import clip_loss, denoising_loss, window_loss
+from tt_jax.shapes.training.losses import (
+    clip_loss,
+    denoising_loss,
+    rolling_levels,
+    rolling_loss,
+    window_loss,
+)
 from tt_jax.shapes.training.optimise import Loss, Params
 from tt_jax.shapes.training.reading import answers, reading_loss
 from tt_jax.shapes.training.recipe import Recipe
@@ -25,6 +31,7 @@ from tt_jax.shapes.training.scenes import Scenes, render, sample
 from tt_jax.shapes.world import FPS, SIDE
 from tt_jax.strategies.schedule import time_sinusoid, warp
 
+ROLLING = (200, 400, 600, 800, 1000)  # nominal steps of a window of Rolling Forcing
 LATE = 8 * FPS  # frames within which clips that don't begin with the video begin
 SKIPPED = 2  # their first latent frames, which are coded without the past: left out
 
@@ -303,7 +310,7 @@ def clips(maker: Maker) -> Loss:
     recipe, chunk = maker.recipe, maker.config.rollout.chunk
 
     def loss(params: Params, pools: tuple[Pool, Pool], key: Key[Array, ""]) -> tuple[Array, dict]:
-        keys = jax.random.split(key, 13)
+        keys = jax.random.split(key, 15)
         openings, longer = pools
         scenes, latents, *_ = draw(
             recipe, openings, keys[0], recipe.openings_share * recipe.clips.batch
@@ -312,7 +319,10 @@ def clips(maker: Maker) -> Loss:
         scenes, latents, past, target = draw(recipe, longer, keys[5], recipe.clips.batch)
         past = _wobble(recipe, keys[6], past[:, :-chunk])
         later, of_later = flow(maker, params, scenes, past, target[:, chunk:], keys[7:11])
-        rolling = _windows(maker, params, scenes, latents, keys[11:])
+        # Of clips that begin as a video does: of others the caption doesn't say where things are.
+        begin = jax.tree.map(lambda x: x[::2], longer)
+        scenes, latents, *_ = draw(recipe, begin, keys[11], recipe.clips.batch)
+        rolling = _rolling(maker, params, scenes, latents, keys[12:])
         figures = {"first": of_first["noise"], "later": of_later["noise"], "rolling": rolling}
         return (first + later + rolling) / 3, figures
 
@@ -353,7 +363,7 @@ def staggered(shift: float | None, chunks: int) -> tuple[np.ndarray, np.ndarray]
     Returns:
         A row of levels for each pass, and the odds of the passes.
     """
-    window = warp((200, 400, 600, 800, 1000), shift)
+    window = warp(ROLLING, shift)
     none = (np.nan,) * 5
     fills = [(np.nan, *window[5 - n :], *none[n:]) for n in range(1, 6)]
     empties = [(0.0, *window[:n], *none[n:]) for n in range(5, 0, -1)]
@@ -362,13 +372,35 @@ def staggered(shift: float | None, chunks: int) -> tuple[np.ndarray, np.ndarray]
     return table, odds
 
 
-def _windows(maker, params, scenes, latents, keys) -> Array:
-    """Passes of Rolling Forcing over the first half of the clips, which begin with a video."""
+def _rolling(maker, params, scenes, latents, keys) -> Array:
+    """Windows of Rolling Forcing: of the truth, and a share along the model's own rolling."""
+    recipe, rollout = maker.recipe, maker.config.rollout
+    own = max(1, round(recipe.own * len(latents)))
+    speak, add, shown = keys
+    rest = jax.tree.map(lambda x: x[own:], scenes)
+    plain = _windows(maker, params, rest, latents[own:], shown)
+
+    scenes, latents = jax.tree.map(lambda x: x[:own], (scenes, latents))
+    dit, encoder = maker.models(params)
+    window = warp(ROLLING, rollout.shift)
+    table = rolling_levels(window, latents.shape[1] // rollout.chunk)
+    noise = jax.random.normal(add, (len(table), *latents.shape))
+    text = maker.text(encoder, speak, scenes)
+    error = rolling_loss(dit, text, latents, noise, window, chunk=rollout.chunk)
+    counts = table > 0
+    # Of latents, not of the flow, as in `flow`.
+    level = jnp.asarray(np.where(counts, table, 1.0))[:, None]
+    followed = jnp.sum(weigh(latents)[None] * error / level) / (own * counts.sum())
+    return (plain + followed) / 2
+
+
+def _windows(maker, params, scenes, latents, key) -> Array:
+    """Passes of Rolling Forcing over clips that begin with a video."""
     # A window that fills begins at the clip's first chunk; what follows a finished chunk does too.
     chunk = maker.config.rollout.chunk
     chunks = latents.shape[1] // chunk
     table, odds = staggered(maker.config.rollout.shift, chunks)
-    pick, add, speak = jax.random.split(keys[0], 3)
+    pick, add, speak, wobble = jax.random.split(key, 4)
     row = jax.random.categorical(pick, jnp.log(odds.astype(np.float32)), shape=(len(latents),))
     sigma = jnp.asarray(table)[row]
     there, clean = ~jnp.isnan(sigma), sigma == 0
@@ -384,7 +416,7 @@ def _windows(maker, params, scenes, latents, keys) -> Array:
     index = jnp.argmin(jnp.abs(levels[..., None] - known[None, None]), axis=-1)
     time = jnp.asarray(time_sinusoid(known))[index]
     still = jnp.repeat(clean, chunk, axis=1)[:, :, None, None, None]
-    shown = jnp.where(still, _wobble(maker.recipe, keys[1], latents), latents)
+    shown = jnp.where(still, _wobble(maker.recipe, wobble, latents), latents)
     dit, encoder = maker.models(params)
     text = maker.text(encoder, speak, scenes)
     noise = jax.random.normal(add, latents.shape)
