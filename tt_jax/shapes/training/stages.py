@@ -390,7 +390,7 @@ def _rolling(maker, params, scenes, latents, keys) -> Array:
     counts = table > 0
     # Of latents, not of the flow, as in `flow`.
     level = jnp.asarray(np.where(counts, table, 1.0))[:, None]
-    followed = jnp.sum(weigh(latents)[None] * error / level) / (own * counts.sum())
+    followed = jnp.sum(weigh(latents)[None] * error / level) / float(own * counts.sum())
     return (plain + followed) / 2
 
 
