@@ -10,11 +10,14 @@ import pytest
 from flax import nnx
 
 import tt_jax
+from tt_jax.checkpoint import PARTS
+from tt_jax.models.tokenizer import Tokenizer
 from tt_jax.shapes.training import stages
+from tt_jax.shapes.training.captions import read_grammar
 from tt_jax.shapes.training.optimise import Log, rate_at, run_stage
 from tt_jax.shapes.training.recipe import STAGES, Recipe, Stage, toy, toy_config
 from tt_jax.shapes.training.run import train
-from tt_jax.shapes.training.scenes import from_scenes
+from tt_jax.shapes.training.scenes import from_scenes, sample
 from tt_jax.shapes.world import SHAPES, SIZES, Object, Scene
 
 
@@ -97,6 +100,26 @@ def test_windows_of_rolling_forcing_are_its_passes():
     assert odds.sum() == pytest.approx(1) and len(odds) == len(table)
     np.testing.assert_allclose(table[5], [0, 0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
     np.testing.assert_allclose(table[1], [np.nan, 0.8, 1, np.nan, np.nan, np.nan], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_windows_are_of_clips_that_begin_as_a_video_does(trained):
+    """Every second clip of a pool does; only the windows look at `latents`."""
+    recipe, config = toy(), toy_config()
+    tokenizer = Tokenizer(trained / "tokenizer.model", config.text.text_len)
+    rngs = nnx.Rngs(0)
+    modules = {name: PARTS[name][1](getattr(config, name), rngs=rngs) for name in PARTS}
+    graphs = {name: nnx.graphdef(module) for name, module in modules.items()}
+    params = {name: nnx.to_pure_dict(nnx.state(modules[name])) for name in ("dit", "text")}
+    maker = stages.Maker(config, recipe, read_grammar(tokenizer), graphs, jnp.float32)
+    clean = jnp.zeros((4, 3 * recipe.clip_chunks, 16, 16, config.dit.channels))
+    scenes = sample(jax.random.key(0), 4)
+    longer = stages.Pool(scenes, clean.at[1::2].set(jnp.nan), clean, clean)
+    openings = stages.Pool(scenes, clean[:, :3], clean[:, :3], clean[:, :3])
+    loss = jax.jit(stages.clips(maker))
+    for key in jax.random.split(jax.random.key(1), 4):
+        value, figures = loss(params, (openings, longer), key)
+        assert np.isfinite(value) and figures["rolling"] > 0
 
 
 def test_small_things_weigh_as_much_as_large_ones():
